@@ -13,6 +13,7 @@ package plugins
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -152,6 +153,19 @@ type CommandSpec struct {
 	// such as "name=var,type=CephString".
 	Signature string
 	Help      string
+}
+
+// Prefix returns the literal words of the command, joined by single spaces: the
+// name under which it is called.
+func (s CommandSpec) Prefix() string {
+	words := strings.Fields(s.Signature)
+	for i, w := range words {
+		if strings.HasPrefix(w, "name=") {
+			words = words[:i]
+			break
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // Command is a request for Call.

@@ -1,0 +1,131 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"cephmirror/plugins/internal/pb"
+)
+
+// NewClient returns the plugin at the other end of conn. Its methods return
+// errors that wrap ErrGone when the plugin's process has ended.
+func NewClient(conn grpc.ClientConnInterface) Plugin {
+	return &client{rpc: pb.NewMirrorClient(conn)}
+}
+
+type client struct{ rpc pb.MirrorClient }
+
+func (c *client) Start(ctx context.Context, cfg Config) (Info, error) {
+	r, err := c.rpc.Start(ctx, configToPB(cfg))
+	if err != nil {
+		return Info{}, fromStatus(ctx, err)
+	}
+	return infoFromPB(r), nil
+}
+
+func (c *client) Events(ctx context.Context, send func(Event) error) error {
+	// Ends the stream also when send fails.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.rpc.Events(ctx, &pb.EventsRequest{})
+	if err != nil {
+		return fromStatus(ctx, err)
+	}
+	for {
+		e, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fromStatus(ctx, err)
+		}
+		if err := send(eventFromPB(e)); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *client) LoadMap(ctx context.Context, domain string) (Map, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.rpc.LoadMap(ctx, &pb.LoadMapRequest{Domain: domain})
+	if err != nil {
+		return Map{}, fromStatus(ctx, err)
+	}
+	var m Map
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return m, nil
+		}
+		if err != nil {
+			return Map{}, fromStatus(ctx, err)
+		}
+		m.Instances = append(m.Instances, chunk.GetInstances()...)
+		for _, u := range chunk.GetUnits() {
+			m.Units = append(m.Units, mappingFromPB(u))
+		}
+	}
+}
+
+func (c *client) Do(ctx context.Context, domain string, a Action) error {
+	_, err := c.rpc.Do(ctx, &pb.DoRequest{Domain: domain, Kind: int32(a.Kind), Mapping: mappingToPB(a.Mapping)})
+	return fromStatus(ctx, err)
+}
+
+func (c *client) Call(ctx context.Context, cmd Command) Result {
+	req, err := commandToPB(cmd)
+	if err != nil {
+		return ErrorResult(err)
+	}
+	r, err := c.rpc.Call(ctx, req)
+	if err != nil {
+		return ErrorResult(fromStatus(ctx, err))
+	}
+	return Result{Errno: int(r.GetErrno()), Out: r.GetOut(), Status: string(r.GetStatus())}
+}
+
+func (c *client) Metrics(ctx context.Context) ([]Logger, error) {
+	r, err := c.rpc.Metrics(ctx, &pb.MetricsRequest{})
+	if err != nil {
+		return nil, fromStatus(ctx, err)
+	}
+	var out []Logger
+	for _, l := range r.GetLoggers() {
+		out = append(out, loggerFromPB(l))
+	}
+	return out, nil
+}
+
+func (c *client) Renew(ctx context.Context, ttl time.Duration) error {
+	_, err := c.rpc.Renew(ctx, &pb.RenewRequest{TtlNanos: int64(ttl), SentBoottimeNanos: int64(Boottime())})
+	return fromStatus(ctx, err)
+}
+
+func (c *client) Stop(ctx context.Context) error {
+	_, err := c.rpc.Stop(ctx, &pb.StopRequest{})
+	return fromStatus(ctx, err)
+}
+
+// ErrorResult is the result of a command that ended with err; an error without
+// an errno becomes EIO, or ENOTCONN when the plugin is gone.
+func ErrorResult(err error) Result {
+	if err == nil {
+		return Result{}
+	}
+	n := Errno(err)
+	switch {
+	case n != 0:
+	case errors.Is(err, ErrGone):
+		n = int(syscall.ENOTCONN)
+	default:
+		n = int(syscall.EIO)
+	}
+	return Result{Errno: n, Status: fmt.Sprint(err)}
+}
