@@ -1,0 +1,502 @@
+// Package treesync makes a directory tree on the peer equal to a snapshot.
+//
+// A run walks the differences that snapdiff yields with many workers: every
+// name is handled in one place, so that nothing depends on the order of names;
+// a directory's own attributes are set when all below it is done. All data is
+// written through to the OSDs before the attributes of its file are set, so a
+// file whose size and modification time agree with the source is complete,
+// also after a crash. Everything is idempotent: a run that was interrupted is
+// simply repeated.
+package treesync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/snapdiff"
+)
+
+// Params says what to make equal to what, and with which means.
+type Params struct {
+	Source   *ceph.Mount
+	Snapshot string // path of the snapshot on Source
+	// Previous is the path of the snapshot that the target is known to equal
+	// (or, when a run is repeated, to lie between it and Snapshot). Empty: the
+	// target is compared instead.
+	Previous string
+	Target   *ceph.Mount
+	Root     string // path of the tree on Target, an existing directory
+
+	// Trust tells, when the target is compared, whether a file's content is
+	// as good as its size and modification time say.
+	Trust func(source, target *ceph.Stat) bool
+	// Gate is waited on before every write; it blocks while writing is not
+	// allowed, and its error ends the run.
+	Gate func(context.Context) error
+	// Memory lends the buffers.
+	Memory *Memory
+	// Workers is how many operations run at once.
+	Workers int
+	// Blocks, if set, lists the extents of a file that may differ between
+	// Previous and Snapshot. ok is false when it cannot tell.
+	Blocks func(rel string) (extents []Extent, ok bool, err error)
+	// Progress is updated while the run goes on.
+	Progress *Progress
+	// OwnXattrs are xattrs of the target's root that belong to the mirror.
+	OwnXattrs map[string]bool
+}
+
+// Extent is a byte range of a file.
+type Extent struct{ Offset, Length uint64 }
+
+// Progress counts what a run has done. Its fields may be read at any time.
+type Progress struct {
+	FilesSeen   atomic.Int64 // entries of the snapshot looked at
+	FilesToDo   atomic.Int64 // entries found to differ
+	FilesDone   atomic.Int64 // of these, made equal
+	BytesToDo   atomic.Int64 // size of the files that may differ
+	BytesDone   atomic.Int64 // of these, compared or copied
+	BytesRead   atomic.Int64 // read from the source snapshot
+	BytesSent   atomic.Int64 // written to the target
+	Directories atomic.Int64 // directories looked at
+}
+
+// Run makes the target equal to the snapshot. It returns when all workers have
+// ended. What it wrote is durable only after a sync of the file system.
+func Run(ctx context.Context, p Params) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r := &run{
+		Params: p,
+		ctx:    ctx,
+		cancel: cancel,
+		links:  make(map[uint64]*link),
+		owner:  make(map[uint64]uint64),
+	}
+	r.cond = sync.NewCond(&r.mu)
+	target := snapdiff.Target{Source: p.Source, New: p.Snapshot, Peer: p.Target, Old: p.Root, Trust: p.Trust}
+	r.scan = target
+	r.diff = target
+	if p.Previous != "" {
+		r.diff = snapdiff.Snapshots{Source: p.Source, Old: p.Previous, New: p.Snapshot}
+	}
+	st, err := p.Source.StatAt(p.Snapshot, ceph.Synced)
+	if err != nil {
+		return fmt.Errorf("reading attributes of %s: %w", p.Snapshot, err)
+	}
+	empty, err := isEmpty(p.Target, p.Root)
+	if err != nil {
+		return fmt.Errorf("listing %s on the peer: %w", p.Root, err)
+	}
+	r.blank = empty
+	root := &node{stat: st, how: byDiff, touched: true, left: 1}
+	r.dirs = append(r.dirs, root)
+
+	stop := context.AfterFunc(ctx, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.cond.Broadcast()
+	})
+	defer stop()
+	var wg sync.WaitGroup
+	for range p.Workers {
+		wg.Go(r.work)
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+func isEmpty(m *ceph.Mount, path string) (bool, error) {
+	found := errors.New("found")
+	err := m.List(path, func(ceph.Entry) error { return found })
+	if err == found {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// how a directory is compared with what was there before.
+type how int
+
+const (
+	byDiff   how = iota // with the previous state of the source, or the target if there is none
+	byTarget            // with the target, because something was there unexpectedly
+	fresh               // with nothing: the directory was just made
+)
+
+// node is a directory of the snapshot that is being worked on.
+type node struct {
+	parent  *node
+	rel     string // path below the root, empty or with a leading slash
+	stat    ceph.Stat
+	old     *ceph.Stat // its attributes before, nil when new
+	how     how
+	remove  bool // something else of that name is to be removed first
+	touched bool // its attributes are to be set when all below it is done
+	left    int  // unfinished work: its own visit, names, subdirectories
+	changes []snapdiff.Change
+}
+
+// link is an inode of the snapshot with several names.
+type link struct {
+	path    string // a name on the target that is that inode, "" while none
+	claimed bool   // somebody is making the first name
+	waiting []task // names to be made once there is a path
+}
+
+// task is one name to be made equal, or one chunk of a large file.
+type task struct {
+	n     *node
+	c     snapdiff.Change
+	first bool // make it, although other names of the inode may exist
+}
+
+type run struct {
+	Params
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	diff   snapdiff.Differ
+	scan   snapdiff.Differ
+	blank  bool // the target was empty at the start
+
+	mu      sync.Mutex
+	cond    *sync.Cond
+	active  int              // workers at work
+	copies  []*copyJob       // large files with chunks left to hand out
+	names   []*node          // directories with names left to hand out
+	ready   []task           // names that waited for a link
+	dirs    []*node          // directories to visit, deepest last
+	links   map[uint64]*link // by inode of the snapshot
+	parked  int
+	pending int               // chunks handed out or not, of all copies
+	owner   map[uint64]uint64 // target inode → snapshot inode, of linked files
+}
+
+// work takes what is most urgent until nothing is left: chunks before names
+// before directories, so that as few directories as possible are held in
+// memory.
+func (r *run) work() {
+	for {
+		job := r.take()
+		if job == nil {
+			return
+		}
+		if err := job(); err != nil {
+			r.cancel(err)
+		}
+		r.mu.Lock()
+		r.active--
+		r.cond.Broadcast()
+		r.mu.Unlock()
+	}
+}
+
+func (r *run) take() func() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		if r.ctx.Err() != nil {
+			return nil
+		}
+		if job := r.pick(); job != nil {
+			r.active++
+			return job
+		}
+		if r.active == 0 {
+			if r.parked == 0 {
+				return nil
+			}
+			r.promote()
+			continue
+		}
+		r.cond.Wait()
+	}
+}
+
+func (r *run) pick() func() error {
+	if n := len(r.copies); n > 0 {
+		c := r.copies[n-1]
+		chunk := c.next()
+		if c.exhausted() {
+			r.copies = r.copies[:n-1]
+		}
+		return func() error { return r.chunk(c, chunk) }
+	}
+	if n := len(r.ready); n > 0 {
+		t := r.ready[n-1]
+		r.ready = r.ready[:n-1]
+		return func() error { return r.name(t) }
+	}
+	if n := len(r.names); n > 0 {
+		d := r.names[n-1]
+		t := task{n: d, c: d.changes[0]}
+		d.changes = d.changes[1:]
+		if len(d.changes) == 0 {
+			d.changes = nil
+			r.names = r.names[:n-1]
+		}
+		return func() error { return r.name(t) }
+	}
+	if n := len(r.dirs); n > 0 {
+		d := r.dirs[n-1]
+		r.dirs = r.dirs[:n-1]
+		return func() error { return r.visit(d) }
+	}
+	return nil
+}
+
+// promote is called when only names wait whose inode has no name on the target
+// yet: the first of each is made as a file of its own.
+func (r *run) promote() {
+	for _, l := range r.links {
+		if len(l.waiting) > 0 && !l.claimed {
+			t := l.waiting[0]
+			l.waiting = l.waiting[1:]
+			l.claimed = true
+			t.first = true
+			r.parked--
+			r.ready = append(r.ready, t)
+		}
+	}
+}
+
+// settle records that path is a name of inode ino on the target.
+func (r *run) settle(ino uint64, path string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.linkOf(ino)
+	if l.path != "" {
+		return
+	}
+	l.path, l.claimed = path, true
+	r.parked -= len(l.waiting)
+	r.ready = append(r.ready, l.waiting...)
+	l.waiting = nil
+	r.cond.Broadcast()
+}
+
+func (r *run) linkOf(ino uint64) *link {
+	l := r.links[ino]
+	if l == nil {
+		l = &link{}
+		r.links[ino] = l
+	}
+	return l
+}
+
+// visit makes a directory on the target if needed, compares it and queues what
+// differs in it.
+func (r *run) visit(n *node) error {
+	if n.how == fresh {
+		if err := r.makeDir(n); err != nil {
+			return err
+		}
+	}
+	differ := r.diff
+	if n.how == byTarget {
+		differ = r.scan
+	}
+	d, err := differ.Dir(r.ctx, n.rel, n.how == fresh)
+	if err != nil {
+		return err
+	}
+	r.Progress.Directories.Add(1)
+	r.Progress.FilesSeen.Add(int64(d.Files))
+	for _, e := range d.Linked {
+		r.settle(e.Ino, r.Root+n.rel+"/"+e.Name)
+	}
+	var files []snapdiff.Change
+	dirs := make(map[string]*snapdiff.Change)
+	for i, c := range d.Changes {
+		if c.New != nil && c.New.IsDir() {
+			dirs[c.Name] = &d.Changes[i]
+			n.touched = n.touched || c.Old == nil || c.Replaced
+			continue
+		}
+		n.touched = n.touched || c.Old == nil || c.New == nil || c.Replaced
+		files = append(files, c)
+		if c.New != nil && c.New.IsRegular() && c.Data != snapdiff.Equal {
+			r.Progress.BytesToDo.Add(int64(c.New.Size))
+		}
+	}
+	r.Progress.FilesToDo.Add(int64(len(files)))
+	subs := make([]*node, 0, len(d.Subdirs))
+	for _, s := range d.Subdirs {
+		sub := &node{parent: n, rel: n.rel + "/" + s.Name, stat: s.Stat, how: n.how, left: 1}
+		if s.Fresh {
+			sub.how = fresh
+			sub.touched = true
+		}
+		if c := dirs[s.Name]; c != nil {
+			sub.touched = true
+			sub.remove = c.Replaced
+			if !c.Replaced {
+				sub.old = c.Old
+			}
+		}
+		subs = append(subs, sub)
+	}
+	r.mu.Lock()
+	n.left += len(files) + len(subs)
+	if len(files) > 0 {
+		n.changes = files
+		r.names = append(r.names, n)
+	}
+	r.dirs = append(r.dirs, subs...)
+	r.cond.Broadcast()
+	r.mu.Unlock()
+	return r.finished(n)
+}
+
+// finished takes one piece of work off n, and sets the attributes of each
+// directory whose last piece that was.
+func (r *run) finished(n *node) error {
+	for ; n != nil; n = n.parent {
+		r.mu.Lock()
+		n.left--
+		left := n.left
+		r.mu.Unlock()
+		if left > 0 {
+			return nil
+		}
+		if !n.touched {
+			continue
+		}
+		if err := r.dirAttrs(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// touch records that names of n changed.
+func (r *run) touch(n *node) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n.touched = true
+}
+
+func (r *run) makeDir(n *node) error {
+	if err := r.Gate(r.ctx); err != nil {
+		return err
+	}
+	path := r.Root + n.rel
+	if n.remove {
+		if err := r.removeAny(path); err != nil {
+			return err
+		}
+	}
+	err := r.Target.MakeDir(path, 0o700)
+	if ceph.Is(err, syscall.EEXIST) {
+		st, err := r.Target.StatAt(path, ceph.Synced)
+		if err != nil {
+			return fmt.Errorf("reading attributes of %s on the peer: %w", path, err)
+		}
+		if st.IsDir() {
+			n.how = byTarget // left by an interrupted run
+			n.old = &st
+			return nil
+		}
+		if err := r.removeAny(path); err != nil {
+			return err
+		}
+		if err := r.Target.MakeDir(path, 0o700); err != nil {
+			return fmt.Errorf("making directory %s on the peer: %w", path, err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("making directory %s on the peer: %w", path, err)
+	}
+	return nil
+}
+
+// removeAny removes whatever has the name path on the target, with all below
+// it. Nothing there is fine.
+func (r *run) removeAny(path string) error {
+	if err := r.Gate(r.ctx); err != nil {
+		return err
+	}
+	err := r.Target.Unlink(path)
+	if err == nil || ceph.Is(err, syscall.ENOENT) {
+		return nil
+	}
+	if !ceph.Is(err, syscall.EISDIR, syscall.EPERM) {
+		return fmt.Errorf("removing %s on the peer: %w", path, err)
+	}
+	return r.removeTree(path)
+}
+
+// removeTree removes a directory with all below it; names of one directory in
+// parallel.
+func (r *run) removeTree(path string) error {
+	var entries []ceph.Entry
+	err := r.Target.List(path, func(e ceph.Entry) error {
+		entries = append(entries, e)
+		return r.ctx.Err()
+	})
+	if ceph.Is(err, syscall.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing %s on the peer: %w", path, err)
+	}
+	var wg sync.WaitGroup
+	var first error
+	var once sync.Once
+	slots := make(chan struct{}, removers)
+	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			err := r.Gate(r.ctx)
+			if err == nil {
+				err = r.Target.Unlink(path + "/" + e.Name)
+			}
+			if err != nil && !ceph.Is(err, syscall.ENOENT) {
+				once.Do(func() { first = fmt.Errorf("removing %s/%s on the peer: %w", path, e.Name, err) })
+			}
+		})
+	}
+	wg.Wait()
+	if first != nil {
+		return first
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := r.removeTree(path + "/" + e.Name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.Target.RemoveDir(path); err != nil && !ceph.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("removing directory %s on the peer: %w", path, err)
+	}
+	return nil
+}
+
+// removers is how many names of one directory are removed at once.
+const removers = 8
+
+func (r *run) dirAttrs(n *node) error {
+	if err := r.Gate(r.ctx); err != nil {
+		return err
+	}
+	path := r.Root + n.rel
+	if err := r.xattrs(n.rel, n.how, n.old != nil || n.rel == ""); err != nil {
+		return err
+	}
+	mask := ceph.SetMode | ceph.SetUID | ceph.SetGID | ceph.SetMtime | ceph.SetAtime
+	if err := r.Target.SetAttr(path, n.stat, mask); err != nil {
+		return fmt.Errorf("setting attributes of %s on the peer: %w", path, err)
+	}
+	return nil
+}
