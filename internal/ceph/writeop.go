@@ -78,33 +78,56 @@ func (w *WriteOp) CompareOmap(key string, value []byte) {
 		C.size_t(len(key)), C.size_t(len(value)), nil)
 }
 
-// SetOmap sets the value of one omap key.
-func (w *WriteOp) SetOmap(key string, value []byte) {
-	// Pointers to pointers must not lead to Go memory.
-	k, v := C.CString(key), (*C.char)(C.CBytes(value))
-	defer C.free(unsafe.Pointer(k))
-	defer C.free(unsafe.Pointer(v))
-	klen, vlen := C.size_t(len(key)), C.size_t(len(value))
-	keys, vals := newPtr(k), newPtr(v)
-	defer C.free(unsafe.Pointer(keys))
-	defer C.free(unsafe.Pointer(vals))
-	C.rados_write_op_omap_set2(w.op, keys, vals, &klen, &vlen, 1)
+// SetOmap sets omap keys to their values.
+func (w *WriteOp) SetOmap(pairs map[string][]byte) {
+	if len(pairs) == 0 {
+		return
+	}
+	keys, vals := newCStrings(len(pairs)), newCStrings(len(pairs))
+	defer keys.free()
+	defer vals.free()
+	for k, v := range pairs {
+		keys.add([]byte(k))
+		vals.add(v)
+	}
+	C.rados_write_op_omap_set2(w.op, keys.ptr, vals.ptr, &keys.lens[0], &vals.lens[0], C.size_t(len(pairs)))
 }
 
-// RemoveOmap removes one omap key, whether it is there or not.
-func (w *WriteOp) RemoveOmap(key string) {
-	k := C.CString(key)
-	defer C.free(unsafe.Pointer(k))
-	klen := C.size_t(len(key))
-	keys := newPtr(k)
-	defer C.free(unsafe.Pointer(keys))
-	C.rados_write_op_omap_rm_keys2(w.op, keys, &klen, 1)
+// RemoveOmap removes omap keys, whether they are there or not.
+func (w *WriteOp) RemoveOmap(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	keys := newCStrings(len(names))
+	defer keys.free()
+	for _, k := range names {
+		keys.add([]byte(k))
+	}
+	C.rados_write_op_omap_rm_keys2(w.op, keys.ptr, &keys.lens[0], C.size_t(len(names)))
 }
 
-func newPtr(p *C.char) **C.char {
-	pp := (**C.char)(C.malloc(C.size_t(unsafe.Sizeof(p))))
-	*pp = p
-	return pp
+// cStrings is an array of counted strings in C memory: pointers to pointers
+// must not lead to Go memory.
+type cStrings struct {
+	ptr  **C.char
+	lens []C.size_t
+}
+
+func newCStrings(n int) *cStrings {
+	return &cStrings{ptr: (**C.char)(C.calloc(C.size_t(n), C.size_t(unsafe.Sizeof((*C.char)(nil))))),
+		lens: make([]C.size_t, 0, n)}
+}
+
+func (s *cStrings) add(b []byte) {
+	s.lens = append(s.lens, C.size_t(len(b)))
+	unsafe.Slice(s.ptr, len(s.lens))[len(s.lens)-1] = (*C.char)(C.CBytes(b))
+}
+
+func (s *cStrings) free() {
+	for _, p := range unsafe.Slice(s.ptr, len(s.lens)) {
+		C.free(unsafe.Pointer(p))
+	}
+	C.free(unsafe.Pointer(s.ptr))
 }
 
 func bytesPtr(b []byte) *C.char {
