@@ -13,15 +13,27 @@ import (
 	"cephmirror/plugins/internal/pb"
 )
 
-// NewClient returns the plugin at the other end of conn. Its methods return
+// Client is a plugin at the other end of a connection. Its methods return
 // errors that wrap ErrGone when the plugin's process has ended.
-func NewClient(conn grpc.ClientConnInterface) Plugin {
-	return &client{rpc: pb.NewMirrorClient(conn)}
+type Client struct{ rpc pb.MirrorClient }
+
+var _ Plugin = (*Client)(nil)
+
+// NewClient returns the plugin at the other end of conn.
+func NewClient(conn grpc.ClientConnInterface) *Client {
+	return &Client{rpc: pb.NewMirrorClient(conn)}
 }
 
-type client struct{ rpc pb.MirrorClient }
+// Health is what a plugin says of itself when its lease is renewed.
+type Health struct {
+	// OverdueCall is the call that goes on longest although its caller has
+	// given up, and Overdue since when. Empty when there is none.
+	OverdueCall string
+	Overdue     time.Duration
+}
 
-func (c *client) Start(ctx context.Context, cfg Config) (Info, error) {
+// Start is Plugin.Start.
+func (c *Client) Start(ctx context.Context, cfg Config) (Info, error) {
 	r, err := c.rpc.Start(ctx, configToPB(cfg))
 	if err != nil {
 		return Info{}, fromStatus(ctx, err)
@@ -29,7 +41,8 @@ func (c *client) Start(ctx context.Context, cfg Config) (Info, error) {
 	return infoFromPB(r), nil
 }
 
-func (c *client) Events(ctx context.Context, send func(Event) error) error {
+// Events is Plugin.Events.
+func (c *Client) Events(ctx context.Context, send func(Event) error) error {
 	// Ends the stream also when send fails.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -51,7 +64,8 @@ func (c *client) Events(ctx context.Context, send func(Event) error) error {
 	}
 }
 
-func (c *client) LoadMap(ctx context.Context, domain string) (Map, error) {
+// LoadMap is Plugin.LoadMap.
+func (c *Client) LoadMap(ctx context.Context, domain string) (Map, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.rpc.LoadMap(ctx, &pb.LoadMapRequest{Domain: domain})
@@ -74,12 +88,14 @@ func (c *client) LoadMap(ctx context.Context, domain string) (Map, error) {
 	}
 }
 
-func (c *client) Do(ctx context.Context, domain string, a Action) error {
+// Do is Plugin.Do.
+func (c *Client) Do(ctx context.Context, domain string, a Action) error {
 	_, err := c.rpc.Do(ctx, &pb.DoRequest{Domain: domain, Kind: int32(a.Kind), Mapping: mappingToPB(a.Mapping)})
 	return fromStatus(ctx, err)
 }
 
-func (c *client) Call(ctx context.Context, cmd Command) Result {
+// Call is Plugin.Call.
+func (c *Client) Call(ctx context.Context, cmd Command) Result {
 	req, err := commandToPB(cmd)
 	if err != nil {
 		return ErrorResult(err)
@@ -91,7 +107,8 @@ func (c *client) Call(ctx context.Context, cmd Command) Result {
 	return Result{Errno: int(r.GetErrno()), Out: r.GetOut(), Status: string(r.GetStatus())}
 }
 
-func (c *client) Metrics(ctx context.Context) ([]Logger, error) {
+// Metrics is Plugin.Metrics.
+func (c *Client) Metrics(ctx context.Context) ([]Logger, error) {
 	r, err := c.rpc.Metrics(ctx, &pb.MetricsRequest{})
 	if err != nil {
 		return nil, fromStatus(ctx, err)
@@ -103,12 +120,23 @@ func (c *client) Metrics(ctx context.Context) ([]Logger, error) {
 	return out, nil
 }
 
-func (c *client) Renew(ctx context.Context, ttl time.Duration) error {
-	_, err := c.rpc.Renew(ctx, &pb.RenewRequest{TtlNanos: int64(ttl), SentBoottimeNanos: int64(Boottime())})
-	return fromStatus(ctx, err)
+// Renew is Plugin.Renew.
+func (c *Client) Renew(ctx context.Context, ttl time.Duration) error {
+	_, err := c.RenewHealth(ctx, ttl)
+	return err
 }
 
-func (c *client) Stop(ctx context.Context) error {
+// RenewHealth is Renew that returns the health of the plugin too.
+func (c *Client) RenewHealth(ctx context.Context, ttl time.Duration) (Health, error) {
+	r, err := c.rpc.Renew(ctx, &pb.RenewRequest{TtlNanos: int64(ttl), SentBoottimeNanos: int64(Boottime())})
+	if err != nil {
+		return Health{}, fromStatus(ctx, err)
+	}
+	return Health{OverdueCall: r.GetOverdueCall(), Overdue: time.Duration(r.GetOverdueNanos())}, nil
+}
+
+// Stop is Plugin.Stop.
+func (c *Client) Stop(ctx context.Context) error {
 	_, err := c.rpc.Stop(ctx, &pb.StopRequest{})
 	return fromStatus(ctx, err)
 }

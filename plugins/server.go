@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,9 +25,52 @@ type server struct {
 	plugin  Plugin
 	lease   *Lease
 	started atomic.Bool
+
+	mu    sync.Mutex
+	calls map[*call]struct{}
+}
+
+// call is a call under way; ended is when its caller gave it up.
+type call struct {
+	name  string
+	ended time.Time
+}
+
+// track notes a call until the returned function runs.
+func (s *server) track(ctx context.Context, name string) func() {
+	c := &call{name: name}
+	s.mu.Lock()
+	if s.calls == nil {
+		s.calls = map[*call]struct{}{}
+	}
+	s.calls[c] = struct{}{}
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		c.ended = time.Now()
+	})
+	return func() {
+		stop()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.calls, c)
+	}
+}
+
+func (s *server) overdue() (name string, by time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.calls {
+		if !c.ended.IsZero() && time.Since(c.ended) > by {
+			name, by = c.name, time.Since(c.ended)
+		}
+	}
+	return name, by
 }
 
 func (s *server) Start(ctx context.Context, r *pb.StartRequest) (*pb.StartReply, error) {
+	defer s.track(ctx, "Start")()
 	info, err := s.plugin.Start(ctx, configFromPB(r))
 	if err != nil {
 		return nil, toStatus(ctx, err)
@@ -37,11 +81,13 @@ func (s *server) Start(ctx context.Context, r *pb.StartRequest) (*pb.StartReply,
 
 func (s *server) Events(_ *pb.EventsRequest, stream grpc.ServerStreamingServer[pb.Event]) error {
 	ctx := stream.Context()
+	defer s.track(ctx, "Events")()
 	return toStatus(ctx, s.plugin.Events(ctx, func(e Event) error { return stream.Send(eventToPB(e)) }))
 }
 
 func (s *server) LoadMap(r *pb.LoadMapRequest, stream grpc.ServerStreamingServer[pb.MapChunk]) error {
 	ctx := stream.Context()
+	defer s.track(ctx, "LoadMap")()
 	m, err := s.plugin.LoadMap(ctx, r.GetDomain())
 	if err != nil {
 		return toStatus(ctx, err)
@@ -64,6 +110,7 @@ func (s *server) LoadMap(r *pb.LoadMapRequest, stream grpc.ServerStreamingServer
 }
 
 func (s *server) Do(ctx context.Context, r *pb.DoRequest) (*pb.DoReply, error) {
+	defer s.track(ctx, "Do")()
 	a := Action{Kind: ActionKind(r.GetKind()), Mapping: mappingFromPB(r.GetMapping())}
 	if err := s.plugin.Do(ctx, r.GetDomain(), a); err != nil {
 		return nil, toStatus(ctx, err)
@@ -72,6 +119,7 @@ func (s *server) Do(ctx context.Context, r *pb.DoRequest) (*pb.DoReply, error) {
 }
 
 func (s *server) Call(ctx context.Context, r *pb.CallRequest) (*pb.CallReply, error) {
+	defer s.track(ctx, "Call "+r.GetPrefix())()
 	c, err := commandFromPB(r)
 	if err != nil {
 		return nil, toStatus(ctx, err)
@@ -81,6 +129,7 @@ func (s *server) Call(ctx context.Context, r *pb.CallRequest) (*pb.CallReply, er
 }
 
 func (s *server) Metrics(ctx context.Context, _ *pb.MetricsRequest) (*pb.MetricsReply, error) {
+	defer s.track(ctx, "Metrics")()
 	loggers, err := s.plugin.Metrics(ctx)
 	if err != nil {
 		return nil, toStatus(ctx, err)
@@ -97,19 +146,20 @@ func (s *server) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.RenewReply,
 	// The clock of the lease is asked, not Boottime: tests inject one. A
 	// request that waited longer than its ttl must not renew anything.
 	ttl := until - s.lease.now()
-	if ttl <= 0 {
-		return &pb.RenewReply{}, nil
-	}
-	s.lease.renewUntil(until)
-	if s.started.Load() {
-		if err := s.plugin.Renew(ctx, ttl); err != nil {
-			return nil, toStatus(ctx, err)
+	if ttl > 0 {
+		s.lease.renewUntil(until)
+		if s.started.Load() {
+			if err := s.plugin.Renew(ctx, ttl); err != nil {
+				return nil, toStatus(ctx, err)
+			}
 		}
 	}
-	return &pb.RenewReply{}, nil
+	name, by := s.overdue()
+	return &pb.RenewReply{OverdueCall: name, OverdueNanos: int64(by)}, nil
 }
 
 func (s *server) Stop(ctx context.Context, _ *pb.StopRequest) (*pb.StopReply, error) {
+	defer s.track(ctx, "Stop")()
 	if err := s.plugin.Stop(ctx); err != nil {
 		return nil, toStatus(ctx, err)
 	}

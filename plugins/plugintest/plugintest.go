@@ -18,7 +18,7 @@ import (
 
 // Connect serves p in memory and returns it as a host sees it, until the test
 // ends. lease may be nil.
-func Connect(t testing.TB, p plugins.Plugin, lease *plugins.Lease) plugins.Plugin {
+func Connect(t testing.TB, p plugins.Plugin, lease *plugins.Lease) *plugins.Client {
 	t.Helper()
 	if lease == nil {
 		lease = plugins.NewLease(nil)

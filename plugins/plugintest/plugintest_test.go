@@ -170,3 +170,34 @@ func TestStaleRenewIsIgnored(t *testing.T) {
 		t.Errorf("err %v, valid %v", err, lease.Valid())
 	}
 }
+
+func TestOverdueCallsAreTold(t *testing.T) {
+	release := make(chan struct{})
+	p := Connect(t, &Fake{OnCall: func(context.Context, plugins.Command) plugins.Result {
+		<-release // as a library call that cannot be cancelled
+		return plugins.Result{}
+	}}, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if r := p.Call(ctx, plugins.Command{Prefix: "hang"}); r.Errno != int(syscall.ETIMEDOUT) {
+		t.Errorf("got %+v", r)
+	}
+	until := time.Now().Add(patience)
+	health := func() plugins.Health {
+		h, err := p.RenewHealth(t.Context(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(until) {
+			t.Fatal("no change")
+		}
+		return h
+	}
+	for health().OverdueCall != "Call hang" {
+		time.Sleep(time.Millisecond)
+	}
+	close(release)
+	for health().Overdue != 0 {
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -1152,8 +1152,12 @@ func (x *RenewRequest) GetSentBoottimeNanos() int64 {
 	return 0
 }
 
+// RenewReply tells of the call that goes on longest after its caller's context
+// ended: a sign that it hangs in a library.
 type RenewReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	OverdueNanos  int64                  `protobuf:"varint,1,opt,name=overdue_nanos,json=overdueNanos,proto3" json:"overdue_nanos,omitempty"`
+	OverdueCall   string                 `protobuf:"bytes,2,opt,name=overdue_call,json=overdueCall,proto3" json:"overdue_call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1186,6 +1190,20 @@ func (x *RenewReply) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RenewReply.ProtoReflect.Descriptor instead.
 func (*RenewReply) Descriptor() ([]byte, []int) {
 	return file_mirror_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RenewReply) GetOverdueNanos() int64 {
+	if x != nil {
+		return x.OverdueNanos
+	}
+	return 0
+}
+
+func (x *RenewReply) GetOverdueCall() string {
+	if x != nil {
+		return x.OverdueCall
+	}
+	return ""
 }
 
 type StopRequest struct {
@@ -1349,9 +1367,11 @@ const file_mirror_proto_rawDesc = "" +
 	" \x01(\x01R\x03sum\"[\n" +
 	"\fRenewRequest\x12\x1b\n" +
 	"\tttl_nanos\x18\x01 \x01(\x03R\bttlNanos\x12.\n" +
-	"\x13sent_boottime_nanos\x18\x02 \x01(\x03R\x11sentBoottimeNanos\"\f\n" +
+	"\x13sent_boottime_nanos\x18\x02 \x01(\x03R\x11sentBoottimeNanos\"T\n" +
 	"\n" +
-	"RenewReply\"\r\n" +
+	"RenewReply\x12#\n" +
+	"\roverdue_nanos\x18\x01 \x01(\x03R\foverdueNanos\x12!\n" +
+	"\foverdue_call\x18\x02 \x01(\tR\voverdueCall\"\r\n" +
 	"\vStopRequest\"\v\n" +
 	"\tStopReply2\x8a\x04\n" +
 	"\x06Mirror\x12?\n" +
