@@ -1,0 +1,126 @@
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"cephmirror/plugins"
+)
+
+// cluster is a stored map and what its instances were told.
+type cluster struct {
+	mu       sync.Mutex
+	loadErrs int
+	failDo   int
+	stored   map[string]string          // unit to instance
+	owns     map[string]map[string]bool // instance to units
+	deleted  []string
+}
+
+func (c *cluster) LoadMap(_ context.Context, domain string) (plugins.Map, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.loadErrs > 0 {
+		c.loadErrs--
+		return plugins.Map{}, errors.New("not now")
+	}
+	m := plugins.Map{}
+	for unit, owner := range c.stored {
+		m.Units = append(m.Units, plugins.Mapping{Unit: unit, Instance: owner})
+	}
+	for id := range c.owns {
+		m.Instances = append(m.Instances, id)
+	}
+	slices.Sort(m.Instances)
+	return m, nil
+}
+
+func (c *cluster) Do(_ context.Context, _ string, a plugins.Action) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failDo > 0 {
+		c.failDo--
+		return errors.New("notify timed out")
+	}
+	unit, id := a.Mapping.Unit, a.Mapping.Instance
+	switch a.Kind {
+	case plugins.ActionStore:
+		c.stored[unit] = id
+	case plugins.ActionDelete:
+		delete(c.stored, unit)
+		c.deleted = append(c.deleted, unit)
+	case plugins.ActionAcquire:
+		for other, units := range c.owns {
+			if units[unit] && other != id {
+				return fmt.Errorf("%s is owned by %s and given to %s", unit, other, id)
+			}
+		}
+		c.owns[id][unit] = true
+	case plugins.ActionRelease:
+		delete(c.owns[id], unit)
+	}
+	return nil
+}
+
+func (c *cluster) load(id string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.owns[id])
+}
+
+func TestLoopAssignsAndMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{stored: map[string]string{}, owns: map[string]map[string]bool{"1": {}}, loadErrs: 2, failDo: 1}
+		for i := range 40 {
+			c.stored[fmt.Sprintf("/d%d", i)] = ""
+		}
+		l := Start(t.Context(), c, "cephfs@1", time.Minute, zerolog.New(zerolog.NewTestWriter(t)))
+		defer l.Close()
+		l.Tell(plugins.Event{Kind: plugins.EventUnitAdded, Unit: "/late"}) // before the map is loaded
+		time.Sleep(time.Minute)
+		if n := c.load("1"); n != 41 {
+			t.Errorf("one instance owns %d of 41", n)
+		}
+		if st := l.Status(); !st.Settled || !st.Loaded || st.LastError == "" {
+			t.Errorf("%+v", st)
+		}
+
+		c.mu.Lock()
+		c.owns["2"] = map[string]bool{}
+		c.mu.Unlock()
+		l.Tell(plugins.Event{Kind: plugins.EventInstanceJoined, Instance: "2"})
+		time.Sleep(5 * time.Minute)
+		if a, b := c.load("1"), c.load("2"); a+b != 41 || max(a, b)-min(a, b) > 1 {
+			t.Errorf("loads %d and %d", a, b)
+		}
+
+		c.mu.Lock()
+		c.owns["1"] = map[string]bool{} // dead
+		c.mu.Unlock()
+		l.Tell(plugins.Event{Kind: plugins.EventInstanceLeft, Instance: "1"})
+		l.Tell(plugins.Event{Kind: plugins.EventUnitRemoved, Unit: "/late"})
+		time.Sleep(5 * time.Minute)
+		if n := c.load("2"); n != 40 {
+			t.Errorf("the survivor owns %d of 40", n)
+		}
+		if !slices.Equal(c.deleted, []string{"/late"}) {
+			t.Errorf("deleted %v", c.deleted)
+		}
+	})
+}
+
+func TestCloseDuringLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := Start(t.Context(), &cluster{loadErrs: 1000}, "d", time.Minute, zerolog.Nop())
+		time.Sleep(10 * time.Second)
+		l.Close()
+	})
+}
