@@ -1,0 +1,323 @@
+package fsmirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"syscall"
+
+	"github.com/ceph/go-ceph/cephfs"
+	"github.com/rs/zerolog"
+
+	"cephmirror/fsmirror/treesync"
+	"cephmirror/internal/ceph"
+)
+
+// errLocked: another daemon works on the directory; try later, silently.
+var errLocked = errors.New("locked by another daemon")
+
+// invalidMetadata is the stock daemon's reason for a snapshot on the peer that
+// nobody mirrored and that is in the way.
+type invalidMetadata struct{ name string }
+
+func (e invalidMetadata) Error() string {
+	return fmt.Sprintf("snapshot '%s' has invalid metadata", e.name)
+}
+
+func (invalidMetadata) Is(target error) bool { return target == error(syscall.EINVAL) }
+
+// cycle brings the peer's snapshots of one directory up to date.
+type cycle struct {
+	dir    string
+	source *ceph.Mount
+	target *ceph.Mount
+	owner  uint64 // of the lock on the peer
+	gate   func(context.Context) error
+	memory *treesync.Memory
+	opts   cycleOptions
+	status *directory
+	log    zerolog.Logger
+}
+
+type cycleOptions struct {
+	workers   int
+	snapshots int  // at most so many in one cycle
+	blockDiff bool // ask the MDS for the changed blocks of large files
+	readAll   bool // taking over from another daemon, compare the content of every file
+	rescan    bool // compare with the peer's tree, whatever is known of it
+}
+
+// run does one cycle. more tells that further snapshots wait.
+func (c *cycle) run(ctx context.Context) (more bool, err error) {
+	// Nothing may be made on the peer for a directory that is not there.
+	st, err := c.source.StatAt(c.dir, ceph.Synced)
+	if err != nil {
+		return false, fmt.Errorf("reading attributes of %s: %w", c.dir, err)
+	}
+	if !st.IsDir() {
+		return false, fmt.Errorf("%s: %w", c.dir, syscall.ENOTDIR)
+	}
+	local, err := listSnapshots(c.source, c.dir)
+	if err != nil {
+		return false, err
+	}
+	root, err := c.lock(ctx, st.Mode&07777)
+	if err != nil {
+		return false, err
+	}
+	defer root.Close()
+	mirrored, strays, err := listMirrored(c.target, c.dir)
+	if err != nil {
+		return false, err
+	}
+	p := makePlan(local, mirrored, strays)
+	c.status.setStrays(strays)
+	if err := c.tidy(ctx, p); err != nil {
+		return false, err
+	}
+	if p.last != nil {
+		name := p.last.name
+		for _, s := range local {
+			if s.id == p.last.primary {
+				name = s.name
+			}
+		}
+		c.status.setLastKnown(p.last.primary, name)
+	}
+	if len(p.clash) > 0 && p.clash[0] == p.sync[0].name {
+		return false, invalidMetadata{p.clash[0]}
+	}
+	last := p.last
+	for i, s := range p.sync {
+		if i == c.opts.snapshots {
+			return true, nil
+		}
+		for _, name := range p.clash {
+			if name == s.name {
+				return false, invalidMetadata{name}
+			}
+		}
+		if err := c.sync(ctx, s, last, local); err != nil {
+			return false, err
+		}
+		last = &snapshot{name: s.name, primary: s.id}
+	}
+	return false, nil
+}
+
+// lock opens the directory on the peer, made if it is missing, and takes the
+// lock that the stock daemon takes. Closing the file gives it up.
+func (c *cycle) lock(ctx context.Context, mode uint32) (*cephfs.File, error) {
+	const flags = syscall.O_RDONLY | syscall.O_DIRECTORY | syscall.O_NOFOLLOW
+	f, err := c.target.Open(c.dir, flags, 0)
+	if ceph.Is(err, syscall.ENOENT) {
+		if err := c.gate(ctx); err != nil {
+			return nil, err
+		}
+		if parent := path.Dir(c.dir); parent != "/" {
+			if err := c.target.MakeDirs(parent, 0o755); err != nil && !ceph.Is(err, syscall.EEXIST) {
+				return nil, fmt.Errorf("making directory %s on the peer: %w", parent, err)
+			}
+		}
+		if err := c.target.MakeDir(c.dir, mode); err != nil && !ceph.Is(err, syscall.EEXIST) {
+			return nil, fmt.Errorf("making directory %s on the peer: %w", c.dir, err)
+		}
+		f, err = c.target.Open(c.dir, flags, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening %s on the peer: %w", c.dir, err)
+	}
+	err = f.Flock(cephfs.LockEX|cephfs.LockNB, c.owner)
+	if ceph.Is(err, syscall.EWOULDBLOCK) {
+		return nil, errors.Join(errLocked, f.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s on the peer: %w", c.dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// tidy removes and renames the peer's snapshots as their sources were.
+func (c *cycle) tidy(ctx context.Context, p plan) error {
+	for _, s := range p.remove {
+		if err := c.gate(ctx); err != nil {
+			return err
+		}
+		if err := c.target.RemoveSnapshot(c.dir, s.name); err != nil && !ceph.Is(err, syscall.ENOENT) {
+			return fmt.Errorf("removing snapshot %s of %s on the peer: %w", s.name, c.dir, err)
+		}
+		c.status.countDeleted()
+		c.log.Info().Str("dir", c.dir).Str("snapshot", s.name).Msg("snapshot removed on the peer")
+	}
+	for _, r := range p.rename {
+		if err := c.gate(ctx); err != nil {
+			return err
+		}
+		if err := c.target.Rename(snapPath(c.dir, r.from), snapPath(c.dir, r.to)); err != nil {
+			return fmt.Errorf("renaming snapshot %s of %s to %s on the peer: %w", r.from, c.dir, r.to, err)
+		}
+		c.status.countRenamed()
+		c.log.Info().Str("dir", c.dir).Str("snapshot", r.from).Str("to", r.to).Msg("snapshot renamed on the peer")
+	}
+	return nil
+}
+
+// sync makes the peer's tree equal to snapshot s and makes the snapshot there.
+func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []snapshot) (err error) {
+	progress := &treesync.Progress{}
+	begun := c.status.begin(s, progress)
+	defer func() { c.status.end(s, progress, begun, err) }()
+
+	dirty, err := c.rootXattr(xattrDirty)
+	if err != nil {
+		return err
+	}
+	state, err := c.rootXattr(xattrState)
+	if err != nil {
+		return err
+	}
+	from, ours := base(dirty, state, last, s.id)
+	previous := ""
+	if from != 0 && !c.opts.rescan {
+		for _, l := range local {
+			if l.id == from {
+				previous = l.name
+			}
+		}
+	}
+	note := syncState{id: s.id}
+	if previous != "" {
+		note.from = from
+	}
+	if err := c.gate(ctx); err != nil {
+		return err
+	}
+	if err := c.setRootXattr(xattrState, note.String()); err != nil {
+		return err
+	}
+	if err := c.setRootXattr(xattrDirty, strconv.FormatUint(s.id, 10)); err != nil {
+		return err
+	}
+	params := treesync.Params{
+		Source:   c.source,
+		Snapshot: snapPath(c.dir, s.name),
+		Target:   c.target,
+		Root:     trimRoot(c.dir),
+		Trust: func(source, target *ceph.Stat) bool {
+			return !c.opts.rescan && (ours || !c.opts.readAll && trustStock(source))
+		},
+		Gate:      c.gate,
+		Memory:    c.memory,
+		Workers:   c.opts.workers,
+		Progress:  progress,
+		OwnXattrs: map[string]bool{xattrState: true},
+	}
+	if previous != "" {
+		params.Previous = snapPath(c.dir, previous)
+		// The ids order the names: asked the other way round the MDS aborts.
+		if c.opts.blockDiff && from < s.id {
+			params.Blocks = func(rel string) ([]treesync.Extent, bool, error) {
+				return blockDiff(c.source, c.dir, rel, previous, s.name)
+			}
+		}
+	}
+	if err := c.verifySource(s); err != nil {
+		return err
+	}
+	if previous != "" {
+		if err := c.verifySource(snapshot{name: previous, id: from}); err != nil {
+			return err
+		}
+	}
+	if err := treesync.Run(ctx, params); err != nil {
+		return fmt.Errorf("synchronising snapshot %s of %s: %w", s.name, c.dir, err)
+	}
+	// The source may have been removed meanwhile, or made anew.
+	if err := c.verifySource(s); err != nil {
+		return err
+	}
+	if err := c.gate(ctx); err != nil {
+		return err
+	}
+	if err := c.target.SyncFs(); err != nil {
+		return fmt.Errorf("flushing the peer's file system: %w", err)
+	}
+	if err := c.gate(ctx); err != nil {
+		return err
+	}
+	metadata := map[string]string{primarySnapID: strconv.FormatUint(s.id, 10)}
+	if err := c.target.MakeSnapshot(c.dir, s.name, 0o755, metadata); err != nil {
+		return fmt.Errorf("making snapshot %s of %s on the peer: %w", s.name, c.dir, err)
+	}
+	return c.setRootXattr(xattrState, syncState{id: s.id, done: true}.String())
+}
+
+// trustStock tells whether a file that the stock daemon copied can be trusted
+// to have the content that its size and modification time promise. It misses
+// writes after which the modification time was put back: those leave a change
+// time that is later.
+func trustStock(source *ceph.Stat) bool {
+	return source.Ctime == source.Mtime
+}
+
+func (c *cycle) verifySource(s snapshot) error {
+	id, _, err := c.source.SnapInfo(snapPath(c.dir, s.name))
+	if err != nil {
+		return fmt.Errorf("reading snapshot %s of %s: %w", s.name, c.dir, err)
+	}
+	if id != s.id {
+		return fmt.Errorf("snapshot %s of %s was made anew: %w", s.name, c.dir, syscall.ESTALE)
+	}
+	return nil
+}
+
+func (c *cycle) rootXattr(name string) (string, error) {
+	v, err := c.target.GetXattr(c.dir, name)
+	if ceph.Is(err, syscall.ENODATA) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading xattr %s of %s on the peer: %w", name, c.dir, err)
+	}
+	return string(v), nil
+}
+
+func (c *cycle) setRootXattr(name, value string) error {
+	if err := c.target.SetXattr(c.dir, name, []byte(value), 0); err != nil {
+		return fmt.Errorf("setting xattr %s of %s on the peer: %w", name, c.dir, err)
+	}
+	return nil
+}
+
+// trimRoot returns dir such that a path below can be appended: "" for "/".
+func trimRoot(dir string) string {
+	if dir == "/" {
+		return ""
+	}
+	return dir
+}
+
+// blockDiff asks the MDS for the extents of a file that may differ between two
+// snapshots, older first.
+func blockDiff(m *ceph.Mount, dir, rel, old, new string) ([]treesync.Extent, bool, error) {
+	info, err := cephfs.FileBlockDiffInit(m.MountInfo, dir, rel[1:], old, new)
+	if err != nil {
+		return nil, false, nil // not offered by this release, or not for this file
+	}
+	defer info.Close()
+	var out []treesync.Extent
+	for {
+		blocks, err := info.Read()
+		if err != nil {
+			return nil, false, nil
+		}
+		for _, b := range blocks.ChangedBlocks {
+			out = append(out, treesync.Extent{Offset: b.Offset, Length: b.Len})
+		}
+		if !info.More() {
+			return out, true, nil
+		}
+	}
+}

@@ -1,0 +1,625 @@
+package fsmirror
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/rs/zerolog"
+
+	"cephmirror/fsmirror/dirstore"
+	"cephmirror/internal/ceph"
+	"cephmirror/plugins"
+)
+
+// filesystem mirrors one local file system: it is an instance for the
+// controller, and holds the peers.
+type filesystem struct {
+	eng  *Engine
+	id   int64
+	name string
+	pool int64 // of the metadata
+	log  zerolog.Logger
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	ioctx *rados.IOContext // set before the first use of peers
+
+	controlWake chan struct{} // capacity 1
+
+	mu          sync.Mutex
+	state       string // "", "failed" or "blocklisted"
+	reason      error
+	dirs        map[string]bool
+	peers       map[string]*peer
+	specs       []dirstore.Peer
+	mounted     *sourceMount
+	mountErr    error
+	mountFailed time.Time
+	serving     bool
+}
+
+// sourceMount is a mount of the local file system with its users.
+type sourceMount struct {
+	*ceph.Mount
+	users sync.WaitGroup
+	stop  context.CancelFunc // of its heartbeat
+}
+
+const (
+	fsFailed      = "failed"
+	fsBlocklisted = "blocklisted"
+)
+
+func newFilesystem(e *Engine, spec dirstore.FileSystem) *filesystem {
+	ctx, cancel := context.WithCancel(e.ctx)
+	f := &filesystem{
+		eng: e, id: spec.ID, name: spec.Name, pool: spec.MetadataPool,
+		log:         e.log.With().Str("filesystem", spec.Name).Logger(),
+		ctx:         ctx,
+		cancel:      cancel,
+		done:        make(chan struct{}),
+		controlWake: make(chan struct{}, 1),
+		dirs:        make(map[string]bool),
+		peers:       make(map[string]*peer),
+		specs:       spec.Peers,
+	}
+	go func() {
+		defer close(f.done)
+		f.run()
+	}()
+	return f
+}
+
+// domain is the name by which host and commands know the file system.
+func (f *filesystem) domain() string { return fmt.Sprintf("%s@%d", f.name, f.id) }
+
+// stop ends all work for the file system and waits for it, within ctx.
+func (f *filesystem) stop(ctx context.Context) {
+	f.cancel()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+	}
+}
+
+// run serves as an instance until the file system is no longer to be mirrored,
+// and starts over after failures.
+func (f *filesystem) run() {
+	f.announce(true)
+	defer f.announce(false)
+	for f.ctx.Err() == nil {
+		err := f.serve()
+		if f.ctx.Err() != nil {
+			return
+		}
+		state, option := fsFailed, "cephfs_mirror_restart_mirror_on_failure_interval"
+		if ceph.Is(err, syscall.ESHUTDOWN) {
+			state, option = fsBlocklisted, "cephfs_mirror_restart_mirror_on_blocklist_interval"
+		}
+		f.setState(state, err)
+		wait := f.eng.options.seconds(option)
+		f.log.Error().Err(err).Str("state", state).Dur("retry_in", wait).Msg("mirroring of the file system stopped")
+		var again <-chan time.Time
+		switch {
+		case wait == 0: // the operator wants no restart
+		case state == fsBlocklisted:
+			// The connection is of no more use; its successor starts us anew.
+			f.eng.replaceConnection(wait)
+		default:
+			again = time.After(wait)
+		}
+		select {
+		case <-again:
+		case <-f.ctx.Done():
+		}
+	}
+}
+
+func (f *filesystem) setServing(serving bool) {
+	f.mu.Lock()
+	f.serving = serving
+	if serving {
+		f.state, f.reason = "", nil
+	}
+	f.mu.Unlock()
+	f.eng.statusChanged()
+}
+
+func (f *filesystem) setState(state string, reason error) {
+	f.mu.Lock()
+	f.state, f.reason = state, reason
+	f.mu.Unlock()
+	f.eng.statusChanged()
+}
+
+// serve watches the objects of the controller's protocol and keeps the peers.
+func (f *filesystem) serve() (err error) {
+	pool, err := f.eng.conn.GetPoolByID(f.pool)
+	if err != nil {
+		return fmt.Errorf("looking up metadata pool %d: %w", f.pool, err)
+	}
+	ioctx, err := f.eng.conn.OpenIOContext(pool)
+	if err != nil {
+		return fmt.Errorf("opening metadata pool %s: %w", pool, err)
+	}
+	defer ioctx.Destroy()
+	f.ioctx = ioctx
+	own := dirstore.InstanceObject(f.eng.instance)
+	if err := createObject(ioctx, own); err != nil {
+		return err
+	}
+	defer func() {
+		if err := ioctx.Delete(own); err != nil && !ceph.Is(err, syscall.ENOENT) {
+			f.log.Debug().Err(err).Msg("removing the instance's object")
+		}
+	}()
+	mine, err := ioctx.Watch(own)
+	if err != nil {
+		return fmt.Errorf("watching object %s: %w", own, err)
+	}
+	defer f.unwatch(mine)
+	all, err := ioctx.Watch(dirstore.Object)
+	if ceph.Is(err, syscall.ENOENT) {
+		// The controller makes it; but it may never have been there.
+		if err := createObject(ioctx, dirstore.Object); err != nil {
+			return err
+		}
+		all, err = ioctx.Watch(dirstore.Object)
+	}
+	if err != nil {
+		return fmt.Errorf("watching object %s: %w", dirstore.Object, err)
+	}
+	defer f.unwatch(all)
+
+	f.setServing(true)
+	defer f.setServing(false)
+	f.reconcile()
+	defer f.dropAll()
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancelCause(f.ctx)
+	defer cancel(nil)
+	wg.Go(func() { f.watchSnapshots(ctx) })
+	wg.Go(func() { f.control(ctx, ioctx) })
+	// Acknowledgements must be quick: each notification is handled apart.
+	wg.Go(func() {
+		f.notifications(ctx, all, func(ne rados.NotifyEvent) {
+			f.ack(ne, dirstore.EncodeAck(f.eng.addr))
+			f.pokeControl()
+		})
+	})
+	wg.Go(func() {
+		f.notifications(ctx, mine, func(ne rados.NotifyEvent) { wg.Go(func() { f.assignment(ne) }) })
+	})
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case err := <-all.Errors():
+			return f.watchError(dirstore.Object, err)
+		case err := <-mine.Errors():
+			return f.watchError(own, err)
+		}
+	}
+}
+
+func createObject(ioctx *rados.IOContext, name string) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Create(rados.CreateIdempotent)
+	if err := op.Operate(ioctx, name, rados.OperationNoFlag); err != nil {
+		return fmt.Errorf("making object %s: %w", name, err)
+	}
+	return nil
+}
+
+func (f *filesystem) watchError(object string, err error) error {
+	if err == nil {
+		err = syscall.ENOTCONN
+	}
+	return fmt.Errorf("watch on object %s was lost: %w", object, err)
+}
+
+func (f *filesystem) unwatch(w *rados.Watcher) {
+	if err := w.Delete(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN, syscall.ESHUTDOWN) {
+		f.log.Debug().Err(err).Msg("ending a watch")
+	}
+}
+
+func (f *filesystem) notifications(ctx context.Context, w *rados.Watcher, handle func(rados.NotifyEvent)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case ne, ok := <-w.Events():
+			if !ok {
+				return
+			}
+			handle(ne)
+		}
+	}
+}
+
+func (f *filesystem) ack(ne rados.NotifyEvent, payload []byte) {
+	if err := ne.Ack(payload); err != nil {
+		f.log.Debug().Err(err).Msg("answering a notification")
+	}
+}
+
+// releaseLimit is how long the end of a directory's work is waited for before
+// its release is acknowledged: less than the controller's patience. The lock
+// on the peer keeps others away from what has not ended by then.
+const releaseLimit = 4 * time.Second
+
+// assignment obeys a controller that gives or takes a directory. Both are
+// idempotent: controllers repeat themselves.
+func (f *filesystem) assignment(ne rados.NotifyEvent) {
+	dir, mode, err := dirstore.DecodeAssign(ne.Data)
+	switch {
+	case err != nil:
+		f.log.Warn().Err(err).Msg("a controller's notification is not understood")
+	case mode == dirstore.ModeAcquire:
+		f.acquire(dir)
+	case mode == dirstore.ModeRelease:
+		ctx, cancel := context.WithTimeout(f.ctx, releaseLimit)
+		f.release(ctx, dir)
+		cancel()
+	default:
+		f.log.Warn().Str("mode", mode).Msg("a controller's notification has an unknown mode")
+	}
+	f.ack(ne, nil)
+}
+
+func (f *filesystem) acquire(dir string) {
+	f.mu.Lock()
+	known := f.dirs[dir]
+	f.dirs[dir] = true
+	peers := slices.Collect(maps.Values(f.peers))
+	f.mu.Unlock()
+	if known {
+		return
+	}
+	for _, p := range peers {
+		p.add(dir)
+	}
+	f.log.Info().Str("dir", dir).Msg("directory acquired")
+	f.eng.statusChanged()
+}
+
+func (f *filesystem) release(ctx context.Context, dir string) {
+	f.mu.Lock()
+	known := f.dirs[dir]
+	delete(f.dirs, dir)
+	peers := slices.Collect(maps.Values(f.peers))
+	f.mu.Unlock()
+	if !known {
+		return
+	}
+	var wg sync.WaitGroup
+	for _, p := range peers {
+		wg.Go(func() { p.remove(ctx, dir) })
+	}
+	wg.Wait()
+	f.log.Info().Str("dir", dir).Msg("directory released")
+	f.eng.statusChanged()
+}
+
+// update takes over the peers that the monitors' map names now.
+func (f *filesystem) update(spec dirstore.FileSystem) {
+	f.mu.Lock()
+	f.specs = spec.Peers
+	serving := f.serving
+	f.mu.Unlock()
+	if serving {
+		f.reconcile()
+	}
+}
+
+// reconcile starts and stops peers as the monitors' map says.
+func (f *filesystem) reconcile() {
+	var gone, fresh []*peer
+	f.mu.Lock()
+	want := make(map[string]dirstore.Peer)
+	for _, s := range f.specs {
+		want[s.UUID] = s
+	}
+	for id, p := range f.peers {
+		if want[id] != p.spec {
+			gone = append(gone, p)
+			delete(f.peers, id)
+		}
+	}
+	for id, s := range want {
+		if f.peers[id] == nil {
+			p := newPeer(f, id, s)
+			f.peers[id] = p
+			fresh = append(fresh, p)
+		}
+	}
+	dirs := slices.Collect(maps.Keys(f.dirs))
+	f.mu.Unlock()
+	for _, p := range gone {
+		f.eng.feed.Publish(plugins.Event{Kind: plugins.EventCommandRemoved, Spec: f.peerCommand(p.uuid)})
+		f.stopPeer(p)
+		f.log.Info().Str("peer", p.uuid).Msg("peer removed")
+	}
+	for _, p := range fresh {
+		for _, d := range dirs {
+			p.add(d)
+		}
+		f.eng.feed.Publish(plugins.Event{Kind: plugins.EventCommandAdded, Spec: f.peerCommand(p.uuid)})
+		f.log.Info().Str("peer", p.uuid).Str("site", p.spec.Cluster).Msg("peer added")
+	}
+	if len(gone)+len(fresh) > 0 {
+		f.eng.statusChanged()
+	}
+}
+
+func (f *filesystem) stopPeer(p *peer) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*closeLimit)
+	defer cancel()
+	p.stop(ctx)
+}
+
+// dropAll ends everything that was built up while serving.
+func (f *filesystem) dropAll() {
+	f.mu.Lock()
+	peers := slices.Collect(maps.Values(f.peers))
+	clear(f.peers)
+	clear(f.dirs)
+	m := f.mounted
+	f.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, p := range peers {
+		f.eng.feed.Publish(plugins.Event{Kind: plugins.EventCommandRemoved, Spec: f.peerCommand(p.uuid)})
+		wg.Go(func() { f.stopPeer(p) })
+	}
+	wg.Wait()
+	f.dropSource(m, nil)
+}
+
+// announce tells the host that the domain and its command are there, or gone.
+func (f *filesystem) announce(up bool) {
+	domain, command := plugins.EventDomainDown, plugins.EventCommandRemoved
+	if up {
+		domain, command = plugins.EventDomainUp, plugins.EventCommandAdded
+	}
+	f.eng.feed.Publish(
+		plugins.Event{Kind: domain, Domain: f.domain()},
+		plugins.Event{Kind: command, Spec: f.statusCommand()},
+	)
+	f.eng.statusChanged()
+}
+
+func (f *filesystem) statusCommand() plugins.CommandSpec {
+	return plugins.CommandSpec{Signature: "fs mirror status " + f.domain(), Help: "get filesystem mirror status"}
+}
+
+func (f *filesystem) peerCommand(uuid string) plugins.CommandSpec {
+	return plugins.CommandSpec{
+		Signature: "fs mirror peer status " + f.domain() + " " + uuid,
+		Help:      "get peer mirror status",
+	}
+}
+
+// source returns the mount of the local file system, made on first use. The
+// caller calls release when it is done with it.
+func (f *filesystem) source(ctx context.Context) (m *ceph.Mount, release func(), err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mounted == nil {
+		if f.mountErr != nil && time.Since(f.mountFailed) < 5*time.Second {
+			return nil, nil, f.mountErr
+		}
+		m, err := f.eng.mount(ctx, f.eng.conn, f.name, "")
+		if err != nil {
+			f.mountErr = fmt.Errorf("mounting file system %s: %w", f.name, err)
+			f.mountFailed = time.Now()
+			return nil, nil, f.mountErr
+		}
+		f.mountErr = nil
+		watch, stop := context.WithCancel(f.ctx)
+		f.mounted = &sourceMount{Mount: m, stop: stop}
+		mounted := f.mounted
+		go heartbeat(watch, m, func(err error) { f.dropSource(mounted, err) })
+	}
+	f.mounted.users.Add(1)
+	return f.mounted.Mount, f.mounted.users.Done, nil
+}
+
+// dropSource gives up the local mount, with a reason when it serves us no
+// more.
+func (f *filesystem) dropSource(m *sourceMount, why error) {
+	f.mu.Lock()
+	if m == nil || f.mounted != m {
+		f.mu.Unlock()
+		return
+	}
+	f.mounted = nil
+	f.mu.Unlock()
+	m.stop()
+	if why != nil {
+		f.log.Warn().Err(why).Msg("mounting the local file system anew")
+		if err := m.Abort(); err != nil {
+			f.log.Debug().Err(err).Msg("cutting off the local mount")
+		}
+	}
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		m.users.Wait()
+		if why == nil {
+			if err := m.Unmount(); err != nil {
+				f.log.Debug().Err(err).Msg("unmounting the local file system")
+			}
+		}
+		if err := m.Release(); err != nil {
+			f.log.Debug().Err(err).Msg("releasing the local mount")
+		}
+	}()
+	select {
+	case <-released:
+	case <-time.After(closeLimit):
+		f.log.Warn().Msg("a cut-off local mount does not end, leaving it behind")
+	}
+}
+
+// watchSnapshots notices changes of the directories' snapshots.
+//
+// The attributes of a snapshot directory change with every snapshot made,
+// renamed or removed, and asking the MDS for them costs a fraction of a
+// millisecond. All directories are asked once in every round.
+func (f *filesystem) watchSnapshots(ctx context.Context) {
+	seen := make(map[string]ceph.Stat)
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		f.mu.Lock()
+		dirs := slices.Sorted(maps.Keys(f.dirs))
+		peers := slices.Collect(maps.Values(f.peers))
+		f.mu.Unlock()
+		if len(dirs) == 0 || len(peers) == 0 {
+			clear(seen)
+			continue
+		}
+		m, release, err := f.source(ctx)
+		if err != nil {
+			continue // the cycles report it
+		}
+		for _, dir := range dirs {
+			if ctx.Err() != nil {
+				break
+			}
+			st, err := m.StatAt(join(dir, snapDir), ceph.Synced)
+			if err != nil {
+				st = ceph.Stat{}
+			}
+			was, known := seen[dir]
+			seen[dir] = st
+			if known && (was.Version != st.Version || was.Mtime != st.Mtime || was.Ino != st.Ino) {
+				for _, p := range peers {
+					p.changed(dir)
+				}
+			}
+		}
+		release()
+		if len(seen) > len(dirs) {
+			maps.DeleteFunc(seen, func(dir string, _ ceph.Stat) bool { return !slices.Contains(dirs, dir) })
+		}
+	}
+}
+
+const pollInterval = 500 * time.Millisecond
+
+// failedStatus and runningStatus answer "fs mirror status".
+type failedStatus struct {
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"` // ours
+}
+
+type runningStatus struct {
+	RadosInst string                  `json:"rados_inst"`
+	Peers     map[string]remoteStatus `json:"peers"`
+	SnapDirs  snapDirs                `json:"snap_dirs"`
+}
+
+type snapDirs struct {
+	Count int `json:"dir_count"`
+}
+
+type remoteStatus struct {
+	Remote remoteSpec `json:"remote"`
+	// Ours: why the peer cannot be reached.
+	Error   string `json:"error,omitempty"`
+	Since   string `json:"since,omitempty"`
+	NextTry string `json:"next_try,omitempty"`
+}
+
+type remoteSpec struct {
+	ClientName  string `json:"client_name"`
+	ClusterName string `json:"cluster_name"`
+	FSName      string `json:"fs_name"`
+}
+
+func (f *filesystem) status() any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state != "" {
+		return failedStatus{State: f.state, Reason: errorText(f.reason)}
+	}
+	out := runningStatus{f.eng.addr, make(map[string]remoteStatus), snapDirs{len(f.dirs)}}
+	for id, p := range f.peers {
+		out.Peers[id] = p.remoteStatus()
+	}
+	return out
+}
+
+func (p *peer) remoteStatus() remoteStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := remoteStatus{Remote: remoteSpec{p.spec.Client, p.spec.Cluster, p.spec.FSName}}
+	if p.trouble != nil {
+		s.Error = p.trouble.Error()
+		s.Since = p.since.UTC().Format(time.RFC3339)
+		s.NextTry = p.nextTry.UTC().Format(time.RFC3339)
+	}
+	return s
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// peerStatus answers "fs mirror peer status": every directory, sorted by path.
+func (p *peer) peerStatus(release string) map[string]directoryStatus {
+	p.mu.Lock()
+	trouble := ""
+	if p.trouble != nil {
+		trouble = "no connection to the peer: " + p.trouble.Error()
+	}
+	dirs := maps.Clone(p.dirs)
+	p.mu.Unlock()
+	out := make(map[string]directoryStatus, len(dirs))
+	for path, w := range dirs {
+		out[path] = w.status.status(release, trouble)
+	}
+	return out
+}
+
+// serviceStatus is what the file system contributes to the service map.
+func (f *filesystem) serviceStatus() dirstore.FSStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := dirstore.FSStatus{
+		ID: f.id, Name: f.name,
+		DirectoryCount:  uint64(len(f.dirs)),
+		MirroringFailed: f.state != "",
+	}
+	for _, spec := range f.specs {
+		ps := dirstore.PeerStatus{Peer: spec}
+		if p := f.peers[spec.UUID]; p != nil {
+			p.mu.Lock()
+			ps.FailureCount, ps.RecoveryCount, ps.InitFailed = p.failures, p.recoveries, p.trouble != nil
+			p.mu.Unlock()
+		}
+		s.Peers = append(s.Peers, ps)
+	}
+	return s
+}

@@ -1,0 +1,53 @@
+package fsmirror
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"cephmirror/internal/ceph"
+)
+
+const (
+	heartbeatInterval = 5 * time.Second
+	// stallLimit is how long a file system may leave a request unanswered
+	// before the mount is given up.
+	stallLimit = 30 * time.Second
+)
+
+// heartbeat asks the MDS for a sign of life until ctx ends, and calls lost,
+// once, when there is none for too long or when the mount is of no more use.
+// Calls into libcephfs cannot be cancelled; lost is to cut the mount off.
+func heartbeat(ctx context.Context, m *ceph.Mount, lost func(error)) {
+	answers := make(chan error, 1)
+	var asked time.Time // zero: no request is under way
+	tick := time.NewTicker(heartbeatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case err := <-answers:
+			asked = time.Time{}
+			if ceph.Is(err, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.ETIMEDOUT) {
+				lost(fmt.Errorf("the file system does not serve us: %w", err))
+				return
+			}
+		case <-tick.C:
+			if asked.IsZero() {
+				asked = time.Now()
+				go func() {
+					// The attributes of a snapshot directory are never cached.
+					_, err := m.StatAt("/"+snapDir, ceph.Synced)
+					answers <- err
+				}()
+				continue
+			}
+			if waited := time.Since(asked); waited > stallLimit {
+				lost(fmt.Errorf("no answer from the file system for %v: %w", waited.Round(time.Second), syscall.ETIMEDOUT))
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,153 @@
+package fsmirror
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/google/uuid"
+
+	"cephmirror/fsmirror/dirstore"
+	"cephmirror/internal/ceph"
+)
+
+// A worker that dies leaves its MDS session on the peer, and in it the locks of
+// directories, until the MDS drops the session after minutes. So every session
+// of ours has a uuid, noted on the object that all workers watch, with what it
+// takes to know that its process is dead; the next worker then ends it.
+
+// sessionPrefix begins the omap keys of notes about sessions, which the stock
+// control plane passes over.
+const sessionPrefix = "cephmirror_session_"
+
+// sessionNote is the value of such a key.
+type sessionNote struct {
+	Peer    string `json:"peer"`
+	Boot    string `json:"boot"` // boot id of the worker's machine
+	PID     int    `json:"pid"`
+	Started string `json:"started"` // start time of the process, in the kernel's ticks
+}
+
+func ownNote(peer string) (sessionNote, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return sessionNote{}, fmt.Errorf("reading the boot id: %w", err)
+	}
+	started, err := processStart(os.Getpid())
+	if err != nil {
+		return sessionNote{}, err
+	}
+	return sessionNote{Peer: peer, Boot: strings.TrimSpace(string(boot)), PID: os.Getpid(), Started: started}, nil
+}
+
+// processStart returns the start time of a process as the kernel counts it.
+func processStart(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", fmt.Errorf("reading the state of process %d: %w", pid, err)
+	}
+	// The name of the command, in parentheses, may hold anything.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	const start = 19 // field 22 of the line
+	if len(fields) <= start {
+		return "", fmt.Errorf("state of process %d: %w", pid, syscall.EINVAL)
+	}
+	return string(fields[start]), nil
+}
+
+// dead tells whether the process of the note certainly is no more: it was on
+// this machine since it was started, and is gone.
+func (n sessionNote) dead(self sessionNote) bool {
+	if n.Boot != self.Boot {
+		return false
+	}
+	started, err := processStart(n.PID)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	return started != n.Started
+}
+
+// mountPeer mounts the peer's file system under a new session that is noted.
+func (f *filesystem) mountPeer(ctx context.Context, conn *rados.Conn, spec dirstore.Peer) (m *ceph.Mount, session string, err error) {
+	session = uuid.NewString()
+	note, err := ownNote(spec.UUID)
+	if err != nil {
+		return nil, "", err
+	}
+	value, err := json.Marshal(note)
+	if err != nil {
+		return nil, "", err
+	}
+	err = f.ioctx.SetOmap(dirstore.Object, map[string][]byte{sessionPrefix + session: value})
+	if err != nil {
+		return nil, "", fmt.Errorf("noting the session on object %s: %w", dirstore.Object, err)
+	}
+	m, err = f.eng.mount(ctx, conn, spec.FSName, session)
+	if err != nil {
+		f.forgetSession(session)
+		return nil, "", err
+	}
+	return m, session, nil
+}
+
+func (f *filesystem) forgetSession(id string) {
+	if err := f.ioctx.RmOmapKeys(dirstore.Object, []string{sessionPrefix + id}); err != nil {
+		f.log.Debug().Err(err).Msg("removing the note of a session")
+	}
+}
+
+// reclaimDead ends the sessions on the peer that dead workers left.
+func (f *filesystem) reclaimDead(ctx context.Context, conn *rados.Conn, spec dirstore.Peer) {
+	self, err := ownNote(spec.UUID)
+	if err != nil {
+		f.log.Debug().Err(err).Msg("looking for sessions of dead workers")
+		return
+	}
+	notes, err := f.ioctx.GetAllOmapValues(dirstore.Object, "", sessionPrefix, 256)
+	if err != nil {
+		f.log.Debug().Err(err).Msg("listing sessions")
+		return
+	}
+	for key, value := range notes {
+		var n sessionNote
+		if json.Unmarshal(value, &n) != nil || n.Peer != spec.UUID || ctx.Err() != nil {
+			continue
+		}
+		mine := n.PID == self.PID && n.Boot == self.Boot && n.Started == self.Started
+		if !mine && !n.dead(self) {
+			continue
+		}
+		// A session of this very process was given up: it was cut off.
+		id := strings.TrimPrefix(key, sessionPrefix)
+		if err := f.eng.reclaim(conn, spec.FSName, id); err != nil && !ceph.Is(err, syscall.ENOENT) {
+			f.log.Warn().Err(err).Str("session", id).Msg("cannot end the session of a dead worker")
+			continue
+		}
+		f.log.Info().Str("session", id).Msg("ended the session of a dead worker on the peer")
+		f.forgetSession(id)
+	}
+}
+
+// reclaim ends the MDS sessions with the given uuid.
+func (e *Engine) reclaim(conn *rados.Conn, fsName, id string) error {
+	m, err := ceph.NewMount(conn)
+	if err != nil {
+		return err
+	}
+	defer m.Release()
+	if err := m.SelectFilesystem(fsName); err != nil {
+		return err
+	}
+	if err := m.Init(); err != nil {
+		return err
+	}
+	return m.Reclaim(id)
+}
