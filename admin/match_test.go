@@ -67,9 +67,9 @@ func TestMatchMessages(t *testing.T) {
 		"rbd mirror status jp":   "no valid command found; 2 closest matches:\nrbd mirror status jp siteA\nrbd mirror status jp/j1",
 		"fs mirror status other": "no valid command found; 1 closest matches:\nfs mirror status cephfs@1",
 		"vers":                   "no valid command found; 1 closest matches:\nversion",
-		"t opt --nosuch":         "Invalid command: unexpected argument '--nosuch'\nt opt [<a:int>] [<b>] [--some-flag] :  help of it",
-		"t named x 5":            "Invalid command: unused arguments: 5\nt named <a> [--limit <value>] :  help of it",
-		"t float inf":            "Invalid command: inf doesn't represent a float\nt float <f:float> :  help of it",
+		"t opt --nosuch":         "Invalid command: unexpected argument '--nosuch'\nt opt [<alpha:int>] [<beta>] [--some-flag] :  help of it",
+		"t named x 5":            "Invalid command: unused arguments: 5\nt named <alpha> [--limit <value>] :  help of it",
+		"t float inf":            "Invalid command: inf doesn't represent a float\nt float <ratio:float> :  help of it",
 	} {
 		_, _, err := Match(cmds, strings.Fields(words))
 		if err == nil || err.Error() != want {
