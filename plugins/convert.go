@@ -51,9 +51,9 @@ func fromStatus(ctx context.Context, err error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return fmt.Errorf("%w: %s", ErrGone, s.Message())
+		return ErrGone
 	case codes.Unavailable:
-		return fmt.Errorf("%w: %s", ErrGone, s.Message())
+		return ErrGone
 	}
 	return &Error{Errno: syscall.EIO, Msg: fmt.Sprintf("plugin call failed: %s: %s", s.Code(), s.Message())}
 }

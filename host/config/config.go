@@ -265,12 +265,15 @@ func (c *Config) Duration(key string) time.Duration {
 }
 
 // Section returns the settings of one kind of plugin by name: those given, and
-// those that have a default.
+// those that have a default. Sizes are in bytes.
 func (c *Config) Section(section string) map[string]string {
 	out := map[string]string{}
 	for key, s := range c.types {
 		if s.Section == section && (c.given[key] || s.Default != "") {
 			out[s.Name] = c.values[key]
+			if n, err := ParseSize(c.values[key]); s.Type == Size && err == nil {
+				out[s.Name] = strconv.FormatInt(n, 10)
+			}
 		}
 	}
 	return out

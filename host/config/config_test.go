@@ -98,6 +98,17 @@ func TestSample(t *testing.T) {
 	}
 }
 
+func TestSection(t *testing.T) {
+	c, err := Load([]Option{{"config", write(t, "[cephfs]\nworkers = 3\nblock_diff = false\n")}, {"cephfs_memory", "1GiB"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.Section(SectionCephFS)
+	if got["workers"] != "3" || got["block_diff"] != "false" || got["memory"] != "1073741824" || got["takeover_compare_content"] != "false" {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestSettingsAreSound(t *testing.T) {
 	seen := map[string]bool{}
 	for _, s := range Settings() {

@@ -87,8 +87,8 @@ func (s *Sink) keep(e entry) {
 
 // Open sends the log to the file at path from now on, beginning with the lines
 // kept so far, and only lines of at least stderrAt to standard error. With an
-// empty path, or if the file cannot be opened, all lines go to standard error
-// as quiet says otherwise: then they are dropped below stderrAt.
+// empty path, or if the file cannot be opened, all lines go to standard error,
+// unless quiet is set.
 func (s *Sink) Open(path string, stderrAt zerolog.Level, quiet bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -170,6 +170,8 @@ func (s *Script) call(ctx context.Context, fake *plugintest.Fake, c plugins.Comm
 		name, _ := c.Args["name"].(string)
 		fake.Feed.Publish(plugins.Event{Kind: plugins.EventCommandRemoved, Spec: plugins.CommandSpec{Signature: name}})
 		return plugins.Result{Out: []byte("{}")}
+	case "fs snapshot mirror remove":
+		return plugins.Result{Errno: int(syscall.ENOENT), Status: "directory /missing id not tracked"}
 	case "config show":
 		return plugins.Result{Out: []byte(`{"name":"client.fake","cluster":"ceph","pid_file":""}`)}
 	case "config get":
