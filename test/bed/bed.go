@@ -101,19 +101,15 @@ func (b *Bed) Cluster(name string) (*Cluster, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if c := b.clusters[name]; c != nil {
-		return c, nil
+	if _, err := os.Stat(filepath.Join(b.dir, name, recordFile)); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is no cluster %s in %s", name, b.dir)
 	}
-	c := &Cluster{bed: b, dir: filepath.Join(b.dir, name)}
-	if err := readJSON(c.recordPath(), &c.record); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("there is no cluster %s in %s", name, b.dir)
-		}
-		return nil, fmt.Errorf("read what cluster %s is: %w", name, err)
+	c := b.handle(name)
+	rec, err := c.load()
+	if err != nil {
+		return nil, err
 	}
-	b.clusters[name] = c
+	c.rec.Store(&rec)
 	return c, nil
 }
 

@@ -10,12 +10,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-const recordFile = "cluster.json"
+const (
+	recordFile = "cluster.json"
+	mkfsMark   = "mkfs-" // begins the names of processes that make data directories
+)
 
 // record is what is kept of a cluster between runs.
 type record struct {
@@ -31,10 +34,10 @@ type record struct {
 // Cluster is one Ceph cluster.
 type Cluster struct {
 	bed       *Bed
+	name      string
 	dir       string
-	record    record
+	rec       atomic.Pointer[record] // replaced, never changed; under the cluster's file lock
 	commander commander
-	mu        sync.Mutex // guards record and the files made from it
 }
 
 // upTimeout bounds bringing a cluster up; it is far more than a busy machine needs.
@@ -72,23 +75,25 @@ func (b *Bed) Up(ctx context.Context, spec ClusterSpec) (*Cluster, error) {
 		}
 		return nil, fmt.Errorf("bring up %s: %w", spec.Name, err)
 	}
-	b.mu.Lock()
-	b.clusters[spec.Name] = c
-	b.mu.Unlock()
 	return c, nil
 }
 
-// prepare reads or makes the cluster's record and all files that follow from it.
+// prepare reads or makes the cluster's record and all files that follow from
+// it. The caller holds the cluster's lock.
 func (b *Bed) prepare(ctx context.Context, dir string, spec ClusterSpec) (*Cluster, error) {
-	c, err := b.Cluster(spec.Name)
-	switch {
-	case err == nil:
-		if c.record.Release != b.release.Name {
-			return nil, fmt.Errorf("the cluster exists with release %s", c.record.Release)
+	c := b.handle(spec.Name)
+	rec, err := c.load()
+	if err == nil {
+		if rec.Release != b.release.Name {
+			return nil, fmt.Errorf("the cluster exists with release %s", rec.Release)
 		}
-		c.record.Spec = merge(c.record.Spec, spec)
-	default:
-		c = &Cluster{bed: b, dir: dir, record: record{Release: b.release.Name, FSID: newUUID(), Spec: spec}}
+		rec.Spec = merge(rec.Spec, spec)
+		// An interrupted run may have left one of these behind.
+		if err := kill(ctx, marked(mark(b.dir, spec.Name, "")+mkfsMark)); err != nil {
+			return nil, err
+		}
+	} else {
+		rec = record{Release: b.release.Name, FSID: newUUID(), Spec: spec, OSDs: map[string]string{}}
 		// Remains of a run that was stopped before or while it made or
 		// removed the record.
 		if err := kill(ctx, marked(mark(b.dir, spec.Name, ""))); err != nil {
@@ -98,51 +103,81 @@ func (b *Bed) prepare(ctx context.Context, dir string, spec ClusterSpec) (*Clust
 			return nil, err
 		}
 	}
-	for _, d := range []string{b.EtcDir(), dir, filepath.Join(dir, "run"), filepath.Join(dir, "log"), filepath.Join(dir, "home", ".ceph")} {
+	for _, d := range []string{b.EtcDir(), dir, c.RunDir(), filepath.Join(dir, "log"), filepath.Join(c.Home(), ".ceph")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("make directory: %w", err)
 		}
 	}
-	if !c.record.Complete {
-		need := int64(spec.OSDs)*(2<<30) + 2<<30
+	if !rec.Complete {
+		need := int64(rec.Spec.OSDs)*(2<<30) + 2<<30
 		if err := needSpace(dir, need, "cluster "+spec.Name); err != nil {
 			return nil, errors.Join(err, removeTree(dir))
 		}
 	}
-	if c.record.FirstPort, err = newPortRegistry(portsDir).claim(ctx, dir); err != nil {
+	if rec.FirstPort, err = newPortRegistry(portsDir).claim(ctx, dir); err != nil {
 		return nil, err
 	}
-	names := namesFor(c.record.Spec)
-	if c.record.OSDs == nil {
-		c.record.OSDs = map[string]string{}
-	}
+	names := namesFor(rec.Spec)
 	for _, n := range names.osds {
-		if c.record.OSDs[n] == "" {
-			c.record.OSDs[n] = newUUID()
+		if rec.OSDs[n] == "" {
+			rec.OSDs[n] = newUUID()
 		}
 	}
-	if err := c.writeKeys(ctx, names); err != nil {
-		return nil, err
-	}
-	if c.record.Spec.MgrBcrypt {
+	if rec.Spec.MgrBcrypt {
 		if err := c.makeModuleDir(); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.writeConf(); err != nil {
+	if err := c.keep(rec); err != nil {
 		return nil, err
 	}
-	return c, c.save()
+	return c, c.writeKeys(ctx, names)
+}
+
+// handle returns the one Cluster of that name in this process.
+func (b *Bed) handle(name string) *Cluster {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.clusters[name]
+	if c == nil {
+		c = &Cluster{bed: b, name: name, dir: filepath.Join(b.dir, name)}
+		c.rec.Store(&record{})
+		b.clusters[name] = c
+	}
+	return c
+}
+
+// load reads the record as it is on disk: another process may have changed it.
+func (c *Cluster) load() (record, error) {
+	var rec record
+	if err := readJSON(c.recordPath(), &rec); err != nil {
+		return record{}, fmt.Errorf("read what cluster %s is: %w", c.name, err)
+	}
+	if rec.OSDs == nil {
+		rec.OSDs = map[string]string{}
+	}
+	return rec, nil
+}
+
+// keep writes a record and what is made from it. The caller holds the
+// cluster's lock.
+func (c *Cluster) keep(rec record) error {
+	if err := c.writeConf(rec); err != nil {
+		return err
+	}
+	if err := writeJSON(c.recordPath(), rec); err != nil {
+		return err
+	}
+	c.rec.Store(&rec)
+	return nil
 }
 
 func (c *Cluster) recordPath() string  { return filepath.Join(c.dir, recordFile) }
 func (c *Cluster) keyringPath() string { return filepath.Join(c.dir, "keyring") }
 func (c *Cluster) moduleDir() string   { return filepath.Join(c.dir, "mgr-modules") }
 
-func (c *Cluster) save() error { return writeJSON(c.recordPath(), c.record) }
-
 // Name returns the cluster's name.
-func (c *Cluster) Name() string { return c.record.Spec.Name }
+func (c *Cluster) Name() string { return c.name }
 
 // Dir returns the cluster's directory.
 func (c *Cluster) Dir() string { return c.dir }
@@ -155,17 +190,17 @@ func (c *Cluster) RunDir() string { return filepath.Join(c.dir, "run") }
 func (c *Cluster) Conf() string { return filepath.Join(c.dir, "ceph.conf") }
 
 // FSID returns the cluster's id.
-func (c *Cluster) FSID() string { return c.record.FSID }
+func (c *Cluster) FSID() string { return c.rec.Load().FSID }
 
 // Release returns the name of the cluster's Ceph release.
-func (c *Cluster) Release() string { return c.record.Release }
+func (c *Cluster) Release() string { return c.rec.Load().Release }
 
 // Spec returns what the cluster consists of.
-func (c *Cluster) Spec() ClusterSpec { return c.record.Spec }
+func (c *Cluster) Spec() ClusterSpec { return c.rec.Load().Spec }
 
 // MonHost returns the monitor's addresses.
 func (c *Cluster) MonHost() string {
-	return fmt.Sprintf("[v2:127.0.0.1:%d/0,v1:127.0.0.1:%d/0]", c.record.FirstPort, c.record.FirstPort+1)
+	return fmt.Sprintf("[v2:127.0.0.1:%d/0,v1:127.0.0.1:%d/0]", c.rec.Load().FirstPort, c.rec.Load().FirstPort+1)
 }
 
 // Home returns a home directory in which Ceph's tools find this cluster when
@@ -178,7 +213,7 @@ func (c *Cluster) Daemon(name string) *Daemon { return &Daemon{c: c, name: name}
 // Daemons returns all daemons of the cluster: mon, mgr, OSDs, MDSs.
 func (c *Cluster) Daemons() []*Daemon {
 	var all []*Daemon
-	for _, n := range namesFor(c.record.Spec).all() {
+	for _, n := range namesFor(c.rec.Load().Spec).all() {
 		all = append(all, c.Daemon(n))
 	}
 	return all
@@ -267,18 +302,18 @@ func (c *Cluster) makeModuleDir() error {
 }
 
 // writeConf writes ceph.conf and the places where it is looked for.
-func (c *Cluster) writeConf() error {
+func (c *Cluster) writeConf(rec record) error {
 	classes := classDir()
 	if classes == "" {
 		return errors.New("find the OSD's class plugins: no rados-classes directory in /usr/lib")
 	}
 	p := confParams{
-		Name: c.Name(), Dir: c.dir, EtcDir: c.bed.EtcDir(), FSID: c.record.FSID,
-		FirstPort: c.record.FirstPort, Ports: portsPerBlock,
-		OSDSize: c.record.Spec.OSDSize, ClassDir: classes, Modules: c.record.Spec.MgrModules,
-		Global: c.record.Spec.Conf, Users: c.record.Users,
+		Name: c.Name(), Dir: c.dir, EtcDir: c.bed.EtcDir(), FSID: rec.FSID,
+		FirstPort: rec.FirstPort, Ports: portsPerBlock,
+		OSDSize: rec.Spec.OSDSize, ClassDir: classes, Modules: rec.Spec.MgrModules,
+		Global: rec.Spec.Conf, Users: rec.Users,
 	}
-	if c.record.Spec.MgrBcrypt {
+	if rec.Spec.MgrBcrypt {
 		p.ModuleDir = c.moduleDir()
 	}
 	if err := writeFile(c.Conf(), []byte(renderConf(p)), 0o644); err != nil {
@@ -308,7 +343,7 @@ func classDir() string {
 func (d *Daemon) tool(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = "/"
-	cmd.Env = d.c.bed.processEnv(mark(d.c.bed.dir, d.c.Name(), "mkfs-"+d.name))
+	cmd.Env = d.c.bed.processEnv(mark(d.c.bed.dir, d.c.Name(), mkfsMark+d.name))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
@@ -343,8 +378,8 @@ func (c *Cluster) makeMon(ctx context.Context, name string) error {
 	kind, id := d.kindID()
 	return d.make(func(string) error {
 		monmap := d.path("monmap")
-		if err := d.tool(ctx, "monmaptool", "--create", "--clobber", "--fsid", c.record.FSID, "--addv", id,
-			fmt.Sprintf("[v2:127.0.0.1:%d,v1:127.0.0.1:%d]", c.record.FirstPort, c.record.FirstPort+1), monmap); err != nil {
+		if err := d.tool(ctx, "monmaptool", "--create", "--clobber", "--fsid", c.rec.Load().FSID, "--addv", id,
+			fmt.Sprintf("[v2:127.0.0.1:%d,v1:127.0.0.1:%d]", c.rec.Load().FirstPort, c.rec.Load().FirstPort+1), monmap); err != nil {
 			return err
 		}
 		return d.tool(ctx, "ceph-"+kind, "--mkfs", "--cluster", c.Name(), "-c", c.Conf(), "-i", id,
@@ -358,7 +393,7 @@ func (c *Cluster) makeOSD(ctx context.Context, name string) error {
 	return d.make(func(string) error {
 		// The monitor is not asked for configuration: it may not be there yet.
 		return d.tool(ctx, "ceph-osd", "--mkfs", "--no-mon-config", "--cluster", c.Name(), "-c", c.Conf(), "-i", id,
-			"--osd-uuid", c.record.OSDs[name], "--monmap", d.path("monmap"))
+			"--osd-uuid", c.rec.Load().OSDs[name], "--monmap", d.path("monmap"))
 	})
 }
 
@@ -384,10 +419,10 @@ func group(ctx context.Context, fs ...func(context.Context) error) error {
 // bringUp does what is missing, in an order that lets daemons start side by
 // side. Each step may have been done by an earlier run.
 func (c *Cluster) bringUp(ctx context.Context) error {
-	s := c.record.Spec
+	s := c.rec.Load().Spec
 	names := namesFor(s)
 	mon := c.Daemon(names.mons[0])
-	grown := c.record.Complete // keys of new daemons are not in the monitor yet
+	grown := c.rec.Load().Complete // keys of new daemons are not in the monitor yet
 	c.bed.logf("%s: starting %s", c.Name(), mon.name)
 	if err := c.makeMon(ctx, mon.name); err != nil {
 		return err
@@ -409,7 +444,7 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 			if mon.Pid() == 0 {
 				return false, mon.fail(errExited)
 			}
-			return portAnswers(c.record.FirstPort), nil
+			return portAnswers(c.rec.Load().FirstPort), nil
 		}); err != nil {
 			return err
 		}
@@ -428,7 +463,7 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 			}
 		}
 		for i, n := range names.osds {
-			if _, err := c.MonCommand(ctx, map[string]any{"prefix": "osd new", "uuid": c.record.OSDs[n], "id": i}); err != nil {
+			if _, err := c.MonCommand(ctx, map[string]any{"prefix": "osd new", "uuid": c.rec.Load().OSDs[n], "id": i}); err != nil {
 				return err
 			}
 			select {
@@ -451,7 +486,7 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 	if err := group(ctx, steps...); err != nil {
 		return err
 	}
-	if c.record.Release == "reef" && !s.MgrBcrypt {
+	if c.rec.Load().Release == "reef" && !s.MgrBcrypt {
 		// Debian's Reef cannot load some of the mgr's modules, see makeModuleDir.
 		if _, err := c.MonCommand(ctx, map[string]any{"prefix": "health mute", "code": "MGR_MODULE_DEPENDENCY", "sticky": true}); err != nil {
 			return err
@@ -467,8 +502,12 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 			return err
 		}
 	}
-	c.record.Complete = true
-	return c.save()
+	rec, err := c.load()
+	if err != nil {
+		return err
+	}
+	rec.Complete = true
+	return c.keep(rec)
 }
 
 // importKeys tells a running monitor the keys of daemons that were added.
@@ -497,7 +536,7 @@ func (c *Cluster) makePools(ctx context.Context) error {
 		_, err := c.MonCommand(ctx, map[string]any{"prefix": "osd pool application enable", "pool": name, "app": app, "yes_i_really_mean_it": true})
 		return err
 	}
-	for _, p := range c.record.Spec.RBDPools {
+	for _, p := range c.rec.Load().Spec.RBDPools {
 		if err := pool(p, "rbd"); err != nil {
 			return err
 		}
@@ -506,7 +545,7 @@ func (c *Cluster) makePools(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, fs := range c.record.Spec.FileSystems {
+	for _, fs := range c.rec.Load().Spec.FileSystems {
 		if _, ok := have[fs]; ok {
 			continue
 		}
@@ -516,6 +555,10 @@ func (c *Cluster) makePools(ctx context.Context) error {
 			}
 		}
 		if _, err := c.MonCommand(ctx, map[string]any{"prefix": "fs new", "fs_name": fs, "metadata": fs + ".meta", "data": fs + ".data"}); err != nil {
+			return err
+		}
+		// Nobody shall miss a standby MDS once there was one.
+		if _, err := c.MonCommand(ctx, map[string]any{"prefix": "fs set", "fs_name": fs, "var": "standby_count_wanted", "val": "0"}); err != nil {
 			return err
 		}
 	}
@@ -684,7 +727,7 @@ func (c *Cluster) Status(ctx context.Context) (string, error) {
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return "", fmt.Errorf("decode status: %w", err)
 	}
-	return s.missing(c.record.Spec), nil
+	return s.missing(c.rec.Load().Spec), nil
 }
 
 // WaitHealthy waits until all daemons are up and the cluster has nothing to
@@ -693,8 +736,8 @@ func (c *Cluster) WaitHealthy(ctx context.Context) error {
 	last := ""
 	err := Poll(ctx, "cluster "+c.Name(), func(ctx context.Context) (bool, error) {
 		for _, d := range c.Daemons() {
-			if d.Pid() == 0 {
-				return false, d.fail(errExited)
+			if ok, err := d.ready(ctx); err != nil || !ok {
+				return false, err
 			}
 		}
 		what, err := c.Status(ctx)
@@ -716,8 +759,11 @@ func (c *Cluster) suspect() error {
 		if d.Pid() == 0 {
 			return d.fail(errors.New("does not run"))
 		}
-		if !socketAnswers(d.SocketPath()) {
-			return d.fail(errors.New("does not answer on its admin socket"))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ok, err := d.ready(ctx)
+		cancel()
+		if err != nil || !ok {
+			return errors.Join(err, d.fail(errors.New("is not ready")))
 		}
 	}
 	return nil

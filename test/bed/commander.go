@@ -47,7 +47,7 @@ type answer struct {
 
 func (m *commander) start(c *Cluster) error {
 	cmd := exec.Command("python3", "-c", commanderScript, c.Conf(), "client.admin")
-	cmd.Env = c.bed.processEnv(mark(c.bed.dir, c.record.Spec.Name, "commander"))
+	cmd.Env = c.bed.processEnv(mark(c.bed.dir, c.name, "commander"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -97,7 +97,7 @@ func (m *commander) do(ctx context.Context, c *Cluster, target string, cmd map[s
 	}
 	if err != nil {
 		m.close()
-		return answer{}, fmt.Errorf("send command to cluster %s: %w: %s", c.record.Spec.Name, err, lastLines(m.err.String(), 3))
+		return answer{}, fmt.Errorf("send command to cluster %s: %w: %s", c.name, err, lastLines(m.err.String(), 3))
 	}
 	return a, nil
 }

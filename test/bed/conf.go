@@ -65,6 +65,7 @@ func renderConf(p confParams) string {
 		{"osd crush chooseleaf type", "0"},
 		{"osd class dir", p.ClassDir},
 		{"debug ms", "0/0"},
+		{"debug osd", "0/1"},
 		{"debug rocksdb", "1/1"},
 		{"debug bluestore", "0/1"},
 		{"debug bluefs", "0/1"},

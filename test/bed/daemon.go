@@ -2,11 +2,13 @@ package bed
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -53,9 +55,9 @@ func (d *Daemon) recordPath() string { return d.path("run", d.name+".proc") }
 func (d *Daemon) LogPath() string { return d.path("log", d.name+".log") }
 
 // SocketPath returns the path of the daemon's admin socket.
-func (d *Daemon) SocketPath() string { return d.path("run", d.c.record.Spec.Name+"-"+d.name+".asok") }
+func (d *Daemon) SocketPath() string { return d.path("run", d.c.name+"-"+d.name+".asok") }
 
-func (d *Daemon) mark() string { return mark(d.c.bed.dir, d.c.record.Spec.Name, d.name) }
+func (d *Daemon) mark() string { return mark(d.c.bed.dir, d.c.name, d.name) }
 
 // process returns the running process, if any.
 func (d *Daemon) process() (procID, bool) {
@@ -102,7 +104,7 @@ func (d *Daemon) Log(n int) string {
 }
 
 func (d *Daemon) fail(err error) error {
-	return &DaemonError{Cluster: d.c.record.Spec.Name, Daemon: d.name, Err: err, Log: d.Log(20)}
+	return &DaemonError{Cluster: d.c.name, Daemon: d.name, Err: err, Log: d.Log(20)}
 }
 
 func (d *Daemon) kindID() (kind, id string) {
@@ -127,7 +129,7 @@ func (d *Daemon) Start() error {
 			}
 		}
 	}
-	cmd := exec.Command("ceph-"+kind, "-f", "--cluster", d.c.record.Spec.Name, "-c", d.c.Conf(), "-i", id)
+	cmd := exec.Command("ceph-"+kind, "-f", "--cluster", d.c.name, "-c", d.c.Conf(), "-i", id)
 	return d.launch(cmd)
 }
 
@@ -168,7 +170,7 @@ func (d *Daemon) Kill(ctx context.Context, sig syscall.Signal) error {
 		return nil
 	}
 	if err := id.signal(sig); err != nil {
-		return fmt.Errorf("cluster %s: %s: %w", d.c.record.Spec.Name, d.name, err)
+		return fmt.Errorf("cluster %s: %s: %w", d.c.name, d.name, err)
 	}
 	switch sig {
 	case syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT, syscall.SIGABRT, syscall.SIGQUIT, syscall.SIGSEGV:
@@ -210,17 +212,47 @@ func (d *Daemon) Restart(ctx context.Context, sig syscall.Signal) error {
 	return d.Start()
 }
 
-// WaitReady waits until the daemon runs and answers on its admin socket.
+// WaitReady waits until the daemon has taken up its work. A daemon that ends
+// meanwhile ends the wait.
 func (d *Daemon) WaitReady(ctx context.Context) error {
-	return Poll(ctx, d.c.record.Spec.Name+" "+d.name, func(context.Context) (bool, error) {
-		if _, ok := d.process(); !ok {
-			return false, d.fail(errExited)
-		}
-		return socketAnswers(d.SocketPath()), nil
+	return Poll(ctx, d.c.name+" "+d.name, func(ctx context.Context) (bool, error) {
+		return d.ready(ctx)
 	})
 }
 
-// Admin sends a command to the daemon's admin socket, with the stock tool.
-func (d *Daemon) Admin(ctx context.Context, args ...string) (string, error) {
-	return d.c.run(ctx, append([]string{"ceph", "--admin-daemon", d.SocketPath()}, args...)...)
+// ready asks the daemon itself: the monitor takes a while to notice that a
+// daemon is gone or has come back.
+func (d *Daemon) ready(ctx context.Context) (bool, error) {
+	if _, ok := d.process(); !ok {
+		return false, d.fail(errExited)
+	}
+	kind, _ := d.kindID()
+	var prefix string
+	var states []string
+	switch kind {
+	case "mon":
+		prefix, states = "mon_status", []string{"leader", "peon"}
+	case "osd":
+		prefix, states = "status", []string{"active"}
+	case "mds":
+		prefix, states = "status", []string{"up:active", "up:standby", "up:standby-replay"}
+	default:
+		return socketAnswers(d.SocketPath()), nil
+	}
+	out, err := d.Admin(ctx, map[string]any{"prefix": prefix})
+	if err != nil {
+		return false, nil // not yet
+	}
+	var s struct {
+		State string `json:"state"`
+	}
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return false, nil // nor this
+	}
+	return slices.Contains(states, s.State), nil
+}
+
+// Admin sends a command in its JSON form to the daemon's admin socket.
+func (d *Daemon) Admin(ctx context.Context, cmd map[string]any) (string, error) {
+	return askSocket(ctx, d.SocketPath(), cmd)
 }

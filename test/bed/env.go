@@ -200,10 +200,15 @@ func Enter(ctx context.Context, o EnterOptions) (int, error) {
 }
 
 // forward passes signals that ask us to end on to p until stop is called. An
-// interrupt from the terminal reaches p by itself; twice does no harm.
+// interrupt at the terminal reaches p by itself.
 func forward(p *os.Process) (stop func()) {
 	ch := make(chan os.Signal, 4)
-	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(ch, syscall.SIGTERM, syscall.SIGHUP)
+	if tty, err := os.Open("/dev/tty"); err == nil {
+		tty.Close()
+	} else {
+		signal.Notify(ch, syscall.SIGINT)
+	}
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)

@@ -101,11 +101,19 @@ func needSpace(dir string, want int64, what string) error {
 	return nil
 }
 
+// maxLine is how much of a line is shown; Ceph's can be very long.
+const maxLine = 400
+
 // lastLines returns at most n last lines of s.
 func lastLines(s string, n int) string {
 	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
 	if len(lines) > n {
 		lines = lines[len(lines)-n:]
+	}
+	for i, l := range lines {
+		if len(l) > maxLine {
+			lines[i] = l[:maxLine] + "…"
+		}
 	}
 	return strings.Join(lines, "\n")
 }

@@ -48,7 +48,7 @@ func (b *Bed) Overview() (Overview, error) {
 			o.Clusters = append(o.Clusters, ClusterOverview{Name: n})
 			continue
 		}
-		co := ClusterOverview{Name: n, Release: c.Release(), Complete: c.record.Complete, FSID: c.FSID(), MonHost: c.MonHost(), Conf: c.Conf()}
+		co := ClusterOverview{Name: n, Release: c.Release(), Complete: c.rec.Load().Complete, FSID: c.FSID(), MonHost: c.MonHost(), Conf: c.Conf()}
 		for _, d := range c.Daemons() {
 			co.Daemons = append(co.Daemons, DaemonOverview{Name: d.name, State: d.State(), PID: d.Pid(), Socket: d.SocketPath(), Log: d.LogPath()})
 		}

@@ -24,22 +24,37 @@ type procID struct {
 	Boot  string `json:"boot"`
 }
 
-// parseStat takes state and start time from the text of /proc/PID/stat. The
-// command's name in it may hold blanks and brackets.
-func parseStat(text string) (state byte, start uint64, err error) {
+// procStat is what is needed of /proc/PID/stat.
+type procStat struct {
+	state   byte
+	threads int
+	start   uint64 // clock ticks since boot
+}
+
+// dead says whether nothing of the process runs any more. The first thread may
+// be a zombie while others are still on their way out, with files and locks.
+func (s procStat) dead() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
+
+// parseStat reads the text of /proc/PID/stat. The command's name in it may
+// hold blanks and brackets.
+func parseStat(text string) (procStat, error) {
 	i := strings.LastIndexByte(text, ')')
 	if i < 0 {
-		return 0, 0, errors.New("no command in process state")
+		return procStat{}, errors.New("no command in process state")
 	}
 	f := strings.Fields(text[i+1:])
 	if len(f) < 20 {
-		return 0, 0, errors.New("process state too short")
+		return procStat{}, errors.New("process state too short")
 	}
-	start, err = strconv.ParseUint(f[19], 10, 64)
+	threads, err := strconv.Atoi(f[17])
 	if err != nil {
-		return 0, 0, fmt.Errorf("start time in process state: %w", err)
+		return procStat{}, fmt.Errorf("threads in process state: %w", err)
 	}
-	return f[0][0], start, nil
+	start, err := strconv.ParseUint(f[19], 10, 64)
+	if err != nil {
+		return procStat{}, fmt.Errorf("start time in process state: %w", err)
+	}
+	return procStat{state: f[0][0], threads: threads, start: start}, nil
 }
 
 func bootID() string {
@@ -50,20 +65,20 @@ func bootID() string {
 	return strings.TrimSpace(string(data))
 }
 
-func procState(pid int) (state byte, start uint64, err error) {
+func readStat(pid int) (procStat, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, err
+		return procStat{}, err
 	}
 	return parseStat(string(data))
 }
 
 func identify(pid int) (procID, error) {
-	_, start, err := procState(pid)
+	st, err := readStat(pid)
 	if err != nil {
 		return procID{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
-	return procID{PID: pid, Start: start, Boot: bootID()}, nil
+	return procID{PID: pid, Start: st.start, Boot: bootID()}, nil
 }
 
 // state returns the process's state letter, or 0 when it is gone. A dead child
@@ -72,16 +87,16 @@ func (p procID) state() byte {
 	if p.PID <= 0 {
 		return 0
 	}
-	state, start, err := procState(p.PID)
-	if err != nil || start != p.Start || (p.Boot != "" && p.Boot != bootID()) {
+	st, err := readStat(p.PID)
+	if err != nil || st.start != p.Start || (p.Boot != "" && p.Boot != bootID()) {
 		return 0
 	}
-	if state == 'Z' || state == 'X' {
+	if st.dead() {
 		var ws syscall.WaitStatus
 		syscall.Wait4(p.PID, &ws, syscall.WNOHANG, nil)
 		return 0
 	}
-	return state
+	return st.state
 }
 
 func (p procID) alive() bool { return p.state() != 0 }

@@ -11,7 +11,7 @@ import (
 type ClusterSpec struct {
 	Name        string   `json:"name"`
 	OSDs        int      `json:"osds"`                     // 1
-	FileSystems []string `json:"file_systems"`             // "cephfs"; NoFileSystem for none
+	FileSystems []string `json:"file_systems"`             // "cephfs"
 	MDSs        int      `json:"mdss"`                     // one per file system
 	RBDPools    []string `json:"rbd_pools,omitempty"`      // none
 	OSDSize     int64    `json:"osd_size"`                 // 12 GiB, sparse
@@ -71,8 +71,8 @@ func merge(old, want ClusterSpec) ClusterSpec {
 	m := old
 	m.NoWait = want.NoWait
 	m.OSDs = max(old.OSDs, want.OSDs)
-	m.MDSs = max(old.MDSs, want.MDSs)
 	m.FileSystems = union(old.FileSystems, want.FileSystems)
+	m.MDSs = max(old.MDSs, want.MDSs, len(m.FileSystems))
 	m.RBDPools = union(old.RBDPools, want.RBDPools)
 	m.MgrModules = union(old.MgrModules, want.MgrModules)
 	m.MgrBcrypt = old.MgrBcrypt || want.MgrBcrypt

@@ -2,6 +2,7 @@ package bed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -24,25 +25,34 @@ func (c *Cluster) AddUser(ctx context.Context, entity string, caps ...Option) er
 	if err != nil {
 		return fmt.Errorf("make user %s: %w", entity, err)
 	}
-	return c.keepUser(entity, out)
+	return c.keepUser(ctx, entity, out)
 }
 
-func (c *Cluster) keepUser(entity, keyring string) error {
-	if err := os.MkdirAll(c.bed.EtcDir(), 0o755); err != nil {
-		return fmt.Errorf("keep user %s: %w", entity, err)
-	}
+func (c *Cluster) keepUser(ctx context.Context, entity, keyring string) error {
 	if err := writeFile(c.keyringOf(entity), []byte(keyring), 0o600); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !slices.Contains(c.record.Users, User{entity}) {
-		c.record.Users = append(c.record.Users, User{entity})
-	}
-	if err := c.writeConf(); err != nil {
+	return c.changeUsers(ctx, func(users []User) []User {
+		if slices.Contains(users, User{entity}) {
+			return users
+		}
+		return append(users, User{entity})
+	})
+}
+
+// changeUsers changes the users in the record.
+func (c *Cluster) changeUsers(ctx context.Context, change func([]User) []User) error {
+	lock, err := lockFile(ctx, c.dir+".lock", true)
+	if err != nil {
 		return err
 	}
-	return c.save()
+	defer lock.remove()
+	rec, err := c.load()
+	if err != nil {
+		return err
+	}
+	rec.Users = change(rec.Users)
+	return c.keep(rec)
 }
 
 // RemoveUser takes a user's key from the cluster and removes its keyring.
@@ -50,16 +60,12 @@ func (c *Cluster) RemoveUser(ctx context.Context, entity string) error {
 	if _, err := c.MonCommand(ctx, map[string]any{"prefix": "auth rm", "entity": entity}); err != nil {
 		return fmt.Errorf("remove user %s: %w", entity, err)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.record.Users = slices.DeleteFunc(c.record.Users, func(u User) bool { return u.Entity == entity })
-	if err := c.writeConf(); err != nil {
-		return err
-	}
-	if err := os.Remove(c.keyringOf(entity)); err != nil {
+	if err := os.Remove(c.keyringOf(entity)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove user %s: %w", entity, err)
 	}
-	return c.save()
+	return c.changeUsers(ctx, func(users []User) []User {
+		return slices.DeleteFunc(users, func(u User) bool { return u.Entity == entity })
+	})
 }
 
 // AddMirrorUser makes client.ID with exactly the capabilities that are
@@ -83,7 +89,7 @@ func (c *Cluster) AuthorizePeer(ctx context.Context, fs, id string) error {
 	if err != nil {
 		return fmt.Errorf("authorize %s: %w", entity, err)
 	}
-	return c.keepUser(entity, out)
+	return c.keepUser(ctx, entity, out)
 }
 
 // AddRBDMirrorUser makes client.ID as documented for the rbd-mirror daemon on
