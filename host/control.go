@@ -64,6 +64,8 @@ func newFSCommand(env []string) *cobra.Command {
 	snapshot.AddCommand(mirror)
 	var conn connection
 	conn.add(fs)
+	// Scripts pass it to the ceph command, where these commands ignore it too.
+	fs.PersistentFlags().StringP("format", "f", "", "ignored: the output is that of the mgr module")
 	groups := map[string]*cobra.Command{
 		"peer_bootstrap": group("peer_bootstrap", "Make the clusters known to each other"),
 		"show":           group("show", "Show how the work is shared"),
@@ -244,7 +246,7 @@ func (c control) call(ctx context.Context, command plugins.Command) (plugins.Res
 	callCtx, cancel := context.WithTimeout(ctx, c.callBudget)
 	defer cancel()
 	res := proc.Client().Call(callCtx, command)
-	if res.Errno == int(syscall.ENOTCONN) || callCtx.Err() != nil {
+	if res.Errno == int(syscall.ENOTCONN) || ctx.Err() != nil || res.Errno == int(syscall.ETIMEDOUT) && expired(callCtx) {
 		err := explain(ctx, callCtx, proc, nil, fmt.Sprintf("no answer within %v", c.callBudget))
 		if err != nil {
 			return plugins.Result{}, err
@@ -266,7 +268,7 @@ func explain(ctx, bounded context.Context, proc *launch.Process, err error, late
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("interrupted")
-	case bounded.Err() != nil:
+	case expired(bounded):
 		return errors.New(late)
 	case err != nil && !errors.Is(err, plugins.ErrGone):
 		return err

@@ -555,6 +555,46 @@ func (s *site) write(file, text string) {
 	}
 }
 
+func TestSwitchesUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	s := newSite(t)
+	// The test binary lies in a directory that only its maker can enter.
+	if err := os.Chmod(s.dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugins := filepath.Join(s.dir, "plugins")
+	if err := os.Mkdir(plugins, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(plugins, fakeplugin.Name), binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.env = append(s.env, "CEPHMIRROR_PLUGIN_DIR="+plugins)
+	r := s.serve("--id", "m", "--setuser", "nobody", "--setgroup", "daemon")
+	for _, pid := range []int{r.Process.Pid, s.pluginPID()} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), "Uid:\t65534\t65534\t65534\t65534\n") || !strings.Contains(string(text), "Gid:\t1\t1\t1\t1\n") {
+			t.Errorf("process %d:\n%s", pid, text)
+		}
+	}
+	if code, _, errOut := s.run("", "cephfs-mirror", "-f", "--setuser", "no-such-user"); code != 1 || !strings.Contains(errOut, "--setuser no-such-user") {
+		t.Errorf("%d %q", code, errOut)
+	}
+}
+
 func TestMissingRBDPlugin(t *testing.T) {
 	s := newSite(t)
 	code, _, errOut := s.run("", "rbd-mirror", "-f", "--id", "m")

@@ -102,7 +102,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		proc.kill()
 		client.Kill()
 		err := fmt.Errorf("starting plugin %s: %w", spec.Path, got.err)
-		if last := out.lastWords(); last != "" {
+		if last := out.lastWords(time.Now()); last != "" {
 			err = fmt.Errorf("%w; its last output: %s", err, last)
 		}
 		return nil, err
@@ -155,7 +155,7 @@ func (p *Process) Err() error {
 	if err == nil {
 		err = errors.New("exit status 0")
 	}
-	if last := p.output.lastWords(); last != "" {
+	if last := p.output.lastWords(p.runner.ended); last != "" {
 		return fmt.Errorf("plugin process ended: %w; its last output: %s", err, last)
 	}
 	return fmt.Errorf("plugin process ended: %w", err)
@@ -184,7 +184,8 @@ type process struct {
 	stderr *os.File
 	hold   *os.File // the end of the pipe whose closing tells that the host is dead
 	done   chan struct{}
-	exit   error // set before done is closed
+	exit   error     // set before done is closed
+	ended  time.Time // likewise
 
 	mu     sync.Mutex
 	id     int
@@ -237,6 +238,7 @@ func (r *process) Start(context.Context) (err error) {
 	r.stdout, r.stderr, r.hold = outR, errR, watchW
 	go func() {
 		r.exit = r.cmd.Wait()
+		r.ended = time.Now()
 		_ = r.hold.Close()
 		close(r.done)
 		// A grandchild may keep the pipes open: their reading ends anyhow.

@@ -200,8 +200,24 @@ func TestOutputIsBounded(t *testing.T) {
 	if n := strings.Count(log.String(), "\n"); n != 3 {
 		t.Errorf("%d pieces", n)
 	}
-	if n := len(o.lastWords()); n > keptWords*(maxWord+8) {
+	if n := len(o.lastWords(time.Now())); n > keptWords*(maxWord+8) {
 		t.Errorf("%d bytes of last words", n)
+	}
+}
+
+func TestLastWords(t *testing.T) {
+	o := newOutput(zerolog.Nop())
+	w := o.stream()
+	for _, line := range []string{"ordinary", `{"level":"error","error":"no such file","message":"cannot go on"}`, `{"level":"info","message":"not this"}`} {
+		if _, err := w.Write([]byte(line + "\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := o.lastWords(time.Now()); got != "ordinary | cannot go on: no such file" {
+		t.Errorf("%q", got)
+	}
+	if got := o.lastWords(time.Now().Add(time.Hour)); got != "" {
+		t.Errorf("old lines: %q", got)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -14,10 +15,13 @@ import (
 const (
 	// maxLine is where longer lines are cut into pieces.
 	maxLine = 256 << 10
-	// keptWords is how many raw lines are remembered as the last words.
+	// keptWords is how many raw lines and errors are remembered as the last words.
 	keptWords = 8
 	// maxWord bounds each of them.
 	maxWord = 400
+	// lastTime is how long before the end a line must have been printed to have
+	// to do with it.
+	lastTime = 10 * time.Second
 )
 
 // output carries what a plugin prints into the host's log: JSON lines with
@@ -26,8 +30,13 @@ type output struct {
 	log zerolog.Logger
 
 	mu      sync.Mutex
-	last    []string // the raw lines before the end, for the reason of a crash
-	crashed bool     // a crash message has begun: all that follows belongs to it
+	last    []word // what it said before the end, for the reason of a crash
+	crashed bool   // a crash message has begun: all that follows belongs to it
+}
+
+type word struct {
+	at   time.Time
+	text string
 }
 
 func newOutput(log zerolog.Logger) *output { return &output{log: log} }
@@ -130,11 +139,34 @@ func (o *output) structured(fields []field) bool {
 	}
 	// The plugin decided to log it; a fatal line is an error of the host's.
 	e := o.log.WithLevel(min(level, zerolog.ErrorLevel))
+	text := message
 	for _, f := range rest {
 		e = e.RawJSON(strings.TrimPrefix(f.key, "@"), f.raw)
+		if f.key == zerolog.ErrorFieldName {
+			text += ": " + strings.Trim(string(f.raw), `"`)
+		}
 	}
 	e.Msg(message)
+	if level >= zerolog.ErrorLevel {
+		o.mu.Lock()
+		o.keepLocked(text)
+		o.mu.Unlock()
+	}
 	return true
+}
+
+// keepLocked remembers a line as one of the last words.
+func (o *output) keepLocked(line string) {
+	if len(line) > maxWord {
+		line = line[:maxWord] + "…"
+	}
+	w := word{time.Now(), line}
+	switch {
+	case len(o.last) < keptWords:
+		o.last = append(o.last, w)
+	case !o.crashed:
+		o.last = append(o.last[1:], w)
+	}
 }
 
 // crashMarks begin what a dying process prints.
@@ -154,16 +186,7 @@ func (o *output) raw(line string) {
 			}
 		}
 	}
-	short := line
-	if len(short) > maxWord {
-		short = short[:maxWord] + "…"
-	}
-	switch {
-	case len(o.last) < keptWords:
-		o.last = append(o.last, short)
-	case !o.crashed:
-		o.last = append(o.last[1:], short)
-	}
+	o.keepLocked(line)
 	crashed := o.crashed
 	o.mu.Unlock()
 
@@ -174,8 +197,15 @@ func (o *output) raw(line string) {
 	o.log.WithLevel(level).Str("stderr", "raw").Msg(line)
 }
 
-func (o *output) lastWords() string {
+// lastWords returns what was said shortly before the given end.
+func (o *output) lastWords(end time.Time) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return strings.Join(o.last, " | ")
+	var words []string
+	for _, w := range o.last {
+		if end.Sub(w.at) < lastTime {
+			words = append(words, w.text)
+		}
+	}
+	return strings.Join(words, " | ")
 }

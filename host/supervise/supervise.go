@@ -264,7 +264,7 @@ func (s *Supervisor) start(ctx, life context.Context, client *plugins.Client) (p
 	switch {
 	case err == nil, life.Err() != nil, errors.Is(err, plugins.ErrGone):
 		return info, err
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded):
 		err = fmt.Errorf("plugin did not connect to the local cluster within %v", s.opts.StartBudget)
 	}
 	return info, startError{err}
