@@ -183,6 +183,9 @@ func DecodeContents(omap map[string][]byte) *Contents {
 	return c
 }
 
+// ErrConflict is returned for a change whose expectations do not hold.
+var ErrConflict = errors.New("directory map changed meanwhile")
+
 // Change is a change of the directory map.
 type Change struct {
 	Set    map[string][]byte

@@ -5,6 +5,7 @@ package dirstore
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -16,9 +17,6 @@ import (
 // controllerXattr is an extended attribute of Object that names who controls
 // the map. The stock control plane does not look at it.
 const controllerXattr = "cephmirror.controller"
-
-// ErrConflict is returned for a change whose expectations do not hold.
-var ErrConflict = errors.New("directory map changed meanwhile")
 
 // Store reads and writes the directory map of one file system. Its calls block
 // as long as librados does: the connection should have rados_osd_op_timeout.
@@ -153,6 +151,22 @@ func (s *Store) Wake(timeout time.Duration) error {
 		return fmt.Errorf("notifying %s: %w", Object, err)
 	}
 	return nil
+}
+
+// Live asks all workers for their addresses and returns those of the ones that
+// answered in time, by instance.
+func (s *Store) Live(timeout time.Duration) (map[string]string, error) {
+	acks, _, err := s.ioctx.NotifyWithTimeout(Object, nil, timeout)
+	if err != nil && !ceph.Is(err, syscall.ETIMEDOUT) {
+		return nil, fmt.Errorf("notifying %s: %w", Object, err)
+	}
+	live := make(map[string]string)
+	for _, a := range acks {
+		if addr, err := DecodeAck(a.Response); err == nil {
+			live[strconv.FormatUint(uint64(a.NotifierID), 10)] = addr
+		}
+	}
+	return live, nil
 }
 
 func conflict(err error) error {

@@ -1,0 +1,228 @@
+//go:build cgo
+
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ceph/go-ceph/cephfs"
+	"github.com/ceph/go-ceph/rados"
+
+	"cephmirror/fsmirror/dirstore"
+	"cephmirror/internal/ceph"
+)
+
+// ConnOptions are the settings that a connection given to New should have been
+// made with, so that no command waits longer for a cluster that is away.
+func ConnOptions() []ceph.Pair {
+	return []ceph.Pair{
+		{Key: "client_mount_timeout", Value: "10"},
+		{Key: "rados_mon_op_timeout", Value: "10"},
+		{Key: "rados_osd_op_timeout", Value: "10"},
+	}
+}
+
+// remoteBudget bounds all that is done with a remote file system for one
+// command once it is mounted. The way there is bounded by ConnOptions.
+const remoteBudget = 10 * time.Second
+
+// New returns the command family for the cluster of conn.
+func New(conn *rados.Conn) *Control { return &Control{backend{conn}} }
+
+type backend struct{ *rados.Conn }
+
+// OpenMap implements Backend.
+func (b backend) OpenMap(pool int64, fn func(DirMap) error) error {
+	name, err := b.GetPoolByID(pool)
+	if err != nil {
+		return fmt.Errorf("looking up metadata pool %d: %w", pool, err)
+	}
+	ioctx, err := b.OpenIOContext(name)
+	if err != nil {
+		return fmt.Errorf("opening metadata pool %s: %w", name, err)
+	}
+	defer ioctx.Destroy()
+	return fn(dirstore.NewStore(ioctx))
+}
+
+// LocalMark implements Backend.
+func (b backend) LocalMark(ctx context.Context, fsName string) (string, error) {
+	m, err := mount(b.Conn, fsName)
+	if err != nil {
+		return "", fmt.Errorf("mounting file system %s: %w", fsName, err)
+	}
+	w := watch(ctx, m)
+	defer w.close()
+	return getMark(m)
+}
+
+// Dial implements Backend.
+func (b backend) Dial(ctx context.Context, r Remote) (RemoteFS, error) {
+	conn, err := connect(r)
+	if err != nil {
+		return nil, err
+	}
+	fs, err := openRemote(ctx, conn, r.FSName)
+	if err != nil {
+		conn.Shutdown()
+		return nil, err
+	}
+	return fs, nil
+}
+
+// connect connects to the cluster of a peer.
+func connect(r Remote) (*rados.Conn, error) {
+	conn, err := rados.NewConnWithClusterAndUser(r.Cluster, "client."+r.Client)
+	if err != nil {
+		return nil, fmt.Errorf("preparing to connect to cluster %s: %w", r.Cluster, err)
+	}
+	options := ConnOptions()
+	if r.Credentials != nil {
+		options = append(options,
+			ceph.Pair{Key: "mon_host", Value: r.Credentials.MonHost}, ceph.Pair{Key: "key", Value: string(r.Credentials.Key)})
+	} else if err := conn.ReadDefaultConfigFile(); ceph.Is(err, syscall.ENOENT) {
+		return nil, errNoCluster
+	} else if err != nil {
+		return nil, fmt.Errorf("reading the configuration of cluster %s: %w", r.Cluster, err)
+	}
+	// This is no daemon: whatever the configuration says, no sockets and logs.
+	for _, name := range []string{"admin_socket", "log_file"} {
+		options = append(options, ceph.Pair{Key: name})
+	}
+	for _, name := range []string{"log_to_stderr", "err_to_stderr", "log_to_file"} {
+		options = append(options, ceph.Pair{Key: name, Value: "false"})
+	}
+	for _, o := range options {
+		if err := conn.SetConfigOption(o.Key, o.Value); err != nil {
+			return nil, fmt.Errorf("setting %s for cluster %s: %w", o.Key, r.Cluster, err)
+		}
+	}
+	if err := conn.Connect(); err != nil {
+		return nil, fmt.Errorf("connecting to cluster %s as client.%s: %w", r.Cluster, r.Client, err)
+	}
+	return conn, nil
+}
+
+func openRemote(ctx context.Context, conn *rados.Conn, fsName string) (*remoteFS, error) {
+	dump, err := mon(conn, nil, object{{"prefix", "fs dump"}, {"format", "json"}})
+	if err != nil {
+		return nil, err
+	}
+	fsmap, err := dirstore.ParseFSMap(dump)
+	if err != nil {
+		return nil, err
+	}
+	fs := fsmap.ByName(fsName)
+	if fs == nil {
+		return nil, errNoFS
+	}
+	fsid, err := conn.GetFSID()
+	if err != nil {
+		return nil, fmt.Errorf("asking for the remote cluster's fsid: %w", err)
+	}
+	m, err := mount(conn, fsName)
+	if err != nil {
+		return nil, fmt.Errorf("mounting remote file system %s: %w", fsName, err)
+	}
+	return &remoteFS{conn: conn, m: m, watchdog: watch(ctx, m), source: dirstore.Source{ClusterID: fsid, FSID: fs.ID}}, nil
+}
+
+// mount mounts the root of a file system.
+func mount(conn *rados.Conn, fsName string) (*ceph.Mount, error) {
+	m, err := ceph.NewMount(conn)
+	if err != nil {
+		return nil, err
+	}
+	err = m.SetConfigOption("client_mount_uid", "0")
+	if err == nil {
+		err = m.SetConfigOption("client_mount_gid", "0")
+	}
+	if err == nil {
+		err = m.SelectFilesystem(fsName)
+	}
+	if err == nil {
+		err = m.MountWithRoot("/")
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.Release())
+	}
+	return m, nil
+}
+
+// watchdog cuts a mount off when its time is over: libcephfs would wait for an
+// MDS that is away for ever.
+type watchdog struct {
+	m       *ceph.Mount
+	closing chan struct{}
+	done    sync.WaitGroup
+}
+
+func watch(ctx context.Context, m *ceph.Mount) *watchdog {
+	w := &watchdog{m: m, closing: make(chan struct{})}
+	w.done.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, remoteBudget)
+		defer cancel()
+		select {
+		case <-w.closing:
+		case <-ctx.Done():
+			_ = m.Abort() // whoever waits on the mount gets an error
+		}
+	})
+	return w
+}
+
+// close unmounts.
+func (w *watchdog) close() {
+	close(w.closing)
+	w.done.Wait()
+	if err := w.m.Unmount(); err == nil {
+		_ = w.m.Release() // of an unmounted one, cannot fail
+	}
+}
+
+// remoteFS is a mounted file system of a peer.
+type remoteFS struct {
+	conn     *rados.Conn
+	m        *ceph.Mount
+	watchdog *watchdog
+	source   dirstore.Source
+}
+
+func (r *remoteFS) Source() dirstore.Source { return r.source }
+
+func (r *remoteFS) Mark() (string, error) { return getMark(r.m) }
+
+func (r *remoteFS) SetMark(value string) error {
+	if err := r.m.SetXattr("/", dirstore.RemoteMark, []byte(value), cephfs.XattrCreate); err != nil {
+		return fmt.Errorf("marking the remote file system: %w", err)
+	}
+	return nil
+}
+
+func (r *remoteFS) RemoveMark() error {
+	if err := r.m.RemoveXattr("/", dirstore.RemoteMark); err != nil && !ceph.Is(err, syscall.ENODATA) {
+		return fmt.Errorf("removing the mark of the remote file system: %w", err)
+	}
+	return nil
+}
+
+func (r *remoteFS) Close() {
+	r.watchdog.close()
+	r.conn.Shutdown()
+}
+
+func getMark(m *ceph.Mount) (string, error) {
+	v, err := m.GetXattr("/", dirstore.RemoteMark)
+	if ceph.Is(err, syscall.ENODATA) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the mark of a file system: %w", err)
+	}
+	return string(v), nil
+}
