@@ -166,6 +166,9 @@ func newDaemon(kind, path, dir string, a cephargs.Args, settings *config.Config,
 	d.sink = logsink.New(os.Stderr, early, settings.String("log_format") == "console")
 	level := logLevel(settings, a)
 	d.log = zerolog.New(d.sink).Level(level).With().Timestamp().Logger()
+	for _, name := range settings.Unknown {
+		d.log.Warn().Str("variable", name).Msg("this environment variable is no setting")
+	}
 	d.super = supervise.New(supervise.Options{
 		Launch: launch.Spec{
 			Path: path, Dir: dir, Env: os.Environ(), LogLevel: level,

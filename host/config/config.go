@@ -32,6 +32,8 @@ type Option struct{ Name, Value string }
 type Config struct {
 	// File is the file that was read, empty if none was.
 	File string
+	// Unknown lists environment variables that look like settings but are none.
+	Unknown []string
 
 	values map[string]string
 	given  map[string]bool
@@ -88,10 +90,15 @@ func Load(options []Option, environ []string) (*Config, error) {
 
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
-		if key, ok := byEnv[name]; ok {
-			if err := c.set("environment variable "+name, key, value); err != nil {
-				return nil, err
+		key, ok := byEnv[name]
+		if !ok {
+			if strings.HasPrefix(name, envPrefix) && name != envFile {
+				c.Unknown = append(c.Unknown, name)
 			}
+			continue
+		}
+		if err := c.set("environment variable "+name, key, value); err != nil {
+			return nil, err
 		}
 	}
 	for _, o := range options {

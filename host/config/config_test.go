@@ -21,14 +21,15 @@ func write(t *testing.T, text string) string {
 
 func TestPrecedence(t *testing.T) {
 	file := write(t, "log_level = \"debug\"\nlease_ttl = \"7s\"\ncall_grace = \"3s\"\n")
-	env := []string{"CEPHMIRROR_CONFIG=" + file, "CEPHMIRROR_LEASE_TTL=8s", "CEPHMIRROR_CALL_GRACE=4s", "OTHER=x"}
+	env := []string{"CEPHMIRROR_CONFIG=" + file, "CEPHMIRROR_LEASE_TTL=8s", "CEPHMIRROR_CALL_GRACE=4s", "OTHER=x", "CEPHMIRROR_LEASETTL=1s"}
 	c, err := Load([]Option{{"call_grace", "5s"}}, env)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.File != file || c.String("log_level") != "debug" || c.Duration("lease_ttl") != 8*time.Second ||
-		c.Duration("call_grace") != 5*time.Second || c.String("log_format") != "json" {
-		t.Errorf("%+v", c.values)
+		c.Duration("call_grace") != 5*time.Second || c.String("log_format") != "json" ||
+		len(c.Unknown) != 1 || c.Unknown[0] != "CEPHMIRROR_LEASETTL" {
+		t.Errorf("%+v", c)
 	}
 }
 
