@@ -64,6 +64,18 @@ func (b *Bed) Dir() string { return b.dir }
 // Release returns the release that clusters are brought up with.
 func (b *Bed) Release() Release { return b.release }
 
+// Claim keeps other callers of Claim from this bed until done is called.
+func (b *Bed) Claim() (done func(), err error) {
+	l, err := tryLock(b.dir+".claim", true)
+	if errors.Is(err, errLocked) {
+		return nil, fmt.Errorf("the bed in %s is in use by another run", b.dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.remove, nil
+}
+
 // EtcDir returns the directory that is /etc/ceph inside the environment.
 func (b *Bed) EtcDir() string { return filepath.Join(b.dir, etcCeph) }
 

@@ -174,7 +174,7 @@ func (a *app) downCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(cmd.Context(), 3*time.Minute)
 			defer cancel()
 			return b.Down(ctx, args...)
 		},
@@ -268,7 +268,7 @@ func (a *app) runCmd() *cobra.Command {
 
 func (a *app) enterCmd() *cobra.Command {
 	var binds []string
-	var cleanup bool
+	var cleanup, fresh bool
 	cmd := &cobra.Command{
 		Use:   "enter [-- COMMAND...]",
 		Short: "Run a command, by default a shell, inside the environment",
@@ -279,22 +279,58 @@ func (a *app) enterCmd() *cobra.Command {
 			if len(args) == 0 {
 				args = []string{"bash"}
 			}
-			err := a.enter(context.WithoutCancel(cmd.Context()), bed.EnterOptions{Exec: args, Binds: binds})
-			if !cleanup {
-				return err
+			ctx := context.WithoutCancel(cmd.Context())
+			if fresh {
+				done, err := a.makeFresh(ctx)
+				if err != nil {
+					return err
+				}
+				defer done()
 			}
-			b, oerr := a.open()
-			if oerr != nil {
-				return errors.Join(err, oerr)
+			err := a.enter(ctx, bed.EnterOptions{Exec: args, Binds: binds})
+			if cleanup || fresh {
+				err = errors.Join(err, a.downAll(ctx))
 			}
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), time.Minute)
-			defer cancel()
-			return errors.Join(err, b.Down(ctx))
+			return err
 		},
 	}
 	cmd.Flags().StringSliceVar(&binds, "bind", nil, "further paths to make visible inside")
 	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "take all clusters down when the command has ended")
+	cmd.Flags().BoolVar(&fresh, "fresh", false, "use an empty bed, apart from the one with your clusters, and clean it up")
 	return cmd
+}
+
+// makeFresh moves on to a bed for tests, of which there is one per checkout and
+// release, and empties it.
+func (a *app) makeFresh(ctx context.Context) (done func(), err error) {
+	b, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Setenv("CEPHMIRROR_BED", b.Dir()+"-test"); err != nil {
+		return nil, err
+	}
+	if b, err = a.open(); err != nil {
+		return nil, err
+	}
+	if done, err = b.Claim(); err != nil {
+		return nil, err
+	}
+	if err := a.downAll(ctx); err != nil {
+		done()
+		return nil, err
+	}
+	return done, nil
+}
+
+func (a *app) downAll(ctx context.Context) error {
+	b, err := a.open()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return b.Down(ctx)
 }
 
 func daemonArg(a *app, args []string) (*bed.Daemon, error) {
