@@ -13,7 +13,8 @@ import (
 // Call implements plugins.Plugin.
 func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
 	if e.control != nil {
-		return e.control.Call(ctx, c)
+		r := e.control.Call(ctx, c.Prefix, c.Args)
+		return plugins.Result{Errno: int(r.Errno), Out: r.Out, Status: r.Status}
 	}
 	out, err := e.call(c)
 	if err != nil {

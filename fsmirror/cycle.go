@@ -32,6 +32,7 @@ func (invalidMetadata) Is(target error) bool { return target == error(syscall.EI
 type cycle struct {
 	dir    string
 	source *ceph.Mount
+	check  *ceph.Mount // the source again, with a cache of its own
 	target *ceph.Mount
 	owner  uint64 // of the lock on the peer
 	gate   func(context.Context) error
@@ -212,6 +213,7 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 		Memory:    c.memory,
 		Workers:   c.opts.workers,
 		Progress:  progress,
+		Deep:      !ours || c.opts.rescan,
 		OwnXattrs: map[string]bool{xattrState: true},
 	}
 	if previous != "" {
@@ -234,6 +236,9 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	if err := treesync.Run(ctx, params); err != nil {
 		return fmt.Errorf("synchronising snapshot %s of %s: %w", s.name, c.dir, err)
 	}
+	if err := c.verify(ctx, params); err != nil {
+		return fmt.Errorf("verifying snapshot %s of %s: %w", s.name, c.dir, err)
+	}
 	// The source may have been removed meanwhile, or made anew.
 	if err := c.verifySource(s); err != nil {
 		return err
@@ -253,6 +258,36 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	}
 	return c.setRootXattr(xattrState, syncState{id: s.id, done: true}.String())
 }
+
+// verify compares the peer's tree as a whole with the snapshot and mends what
+// differs, until nothing does.
+//
+// For a moment after a snapshot is made the MDS shows files as they were before
+// writes that other clients still hold, and sometimes lets our client cache
+// that. So what the run was told is asked again, through another mount.
+func (c *cycle) verify(ctx context.Context, params treesync.Params) error {
+	params.Source = c.check
+	params.Previous, params.Blocks = "", nil
+	params.Deep = false
+	params.Trust = func(source, target *ceph.Stat) bool { return true }
+	total := params.Progress
+	for range verifyPasses {
+		params.Progress = &treesync.Progress{}
+		err := treesync.Run(ctx, params)
+		total.BytesSent.Add(params.Progress.BytesSent.Load())
+		if err != nil {
+			return err
+		}
+		mended := params.Progress.Writes.Load()
+		if mended == 0 {
+			return nil
+		}
+		c.log.Info().Str("dir", c.dir).Int64("writes", mended).Msg("the snapshot had not settled when it was read, mended the copy")
+	}
+	return fmt.Errorf("the peer's tree still differs after %d comparisons: %w", verifyPasses, syscall.EAGAIN)
+}
+
+const verifyPasses = 3
 
 // trustStock tells whether a file that the stock daemon copied can be trusted
 // to have the content that its size and modification time promise. It misses

@@ -404,5 +404,5 @@ func (e *Engine) isSetHere(name string) bool {
 // moduleEnabled tells whether the stock mgr module controls the directory maps
 // of this cluster.
 func (e *Engine) moduleEnabled() (bool, error) {
-	return control.ModuleEnabled(e.conn)
+	return control.StockEnabled(e.conn)
 }

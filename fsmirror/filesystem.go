@@ -2,6 +2,7 @@ package fsmirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -40,17 +41,18 @@ type filesystem struct {
 	dirs        map[string]bool
 	peers       map[string]*peer
 	specs       []dirstore.Peer
-	mounted     *sourceMount
+	mounted     *sources
 	mountErr    error
 	mountFailed time.Time
 	serving     bool
 }
 
-// sourceMount is a mount of the local file system with its users.
-type sourceMount struct {
-	*ceph.Mount
-	users sync.WaitGroup
-	stop  context.CancelFunc // of its heartbeat
+// sources are two mounts of the local file system: one to copy from, and one
+// to look at a snapshot with fresh eyes, past what the first has cached.
+type sources struct {
+	copy, check *ceph.Mount
+	users       sync.WaitGroup
+	stop        context.CancelFunc // of the heartbeat
 }
 
 const (
@@ -411,59 +413,73 @@ func (f *filesystem) peerCommand(uuid string) plugins.CommandSpec {
 	}
 }
 
-// source returns the mount of the local file system, made on first use. The
-// caller calls release when it is done with it.
-func (f *filesystem) source(ctx context.Context) (m *ceph.Mount, release func(), err error) {
+// source returns the mounts of the local file system, made on first use. The
+// caller calls release when it is done with them.
+func (f *filesystem) source(ctx context.Context) (src *sources, release func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.mounted == nil {
 		if f.mountErr != nil && time.Since(f.mountFailed) < 5*time.Second {
 			return nil, nil, f.mountErr
 		}
-		m, err := f.eng.mount(ctx, f.eng.conn, f.name, "")
+		src, err := f.mountSource(ctx)
 		if err != nil {
 			f.mountErr = fmt.Errorf("mounting file system %s: %w", f.name, err)
 			f.mountFailed = time.Now()
 			return nil, nil, f.mountErr
 		}
 		f.mountErr = nil
+		f.mounted = src
 		watch, stop := context.WithCancel(f.ctx)
-		f.mounted = &sourceMount{Mount: m, stop: stop}
-		mounted := f.mounted
-		go heartbeat(watch, m, func(err error) { f.dropSource(mounted, err) })
+		src.stop = stop
+		go heartbeat(watch, src.copy, func(err error) { f.dropSource(src, err) })
 	}
 	f.mounted.users.Add(1)
-	return f.mounted.Mount, f.mounted.users.Done, nil
+	return f.mounted, f.mounted.users.Done, nil
 }
 
-// dropSource gives up the local mount, with a reason when it serves us no
+func (f *filesystem) mountSource(ctx context.Context) (*sources, error) {
+	first, err := f.eng.mount(ctx, f.eng.conn, f.name, "")
+	if err != nil {
+		return nil, err
+	}
+	second, err := f.eng.mount(ctx, f.eng.conn, f.name, "")
+	if err != nil {
+		return nil, errors.Join(err, first.Unmount(), first.Release())
+	}
+	return &sources{copy: first, check: second}, nil
+}
+
+// dropSource gives up the local mounts, with a reason when they serve us no
 // more.
-func (f *filesystem) dropSource(m *sourceMount, why error) {
+func (f *filesystem) dropSource(src *sources, why error) {
 	f.mu.Lock()
-	if m == nil || f.mounted != m {
+	if src == nil || f.mounted != src {
 		f.mu.Unlock()
 		return
 	}
 	f.mounted = nil
 	f.mu.Unlock()
-	m.stop()
+	src.stop()
 	if why != nil {
 		f.log.Warn().Err(why).Msg("mounting the local file system anew")
-		if err := m.Abort(); err != nil {
-			f.log.Debug().Err(err).Msg("cutting off the local mount")
+		if err := errors.Join(src.copy.Abort(), src.check.Abort()); err != nil {
+			f.log.Debug().Err(err).Msg("cutting off the local mounts")
 		}
 	}
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		m.users.Wait()
-		if why == nil {
-			if err := m.Unmount(); err != nil {
-				f.log.Debug().Err(err).Msg("unmounting the local file system")
+		src.users.Wait()
+		for _, m := range []*ceph.Mount{src.copy, src.check} {
+			if why == nil {
+				if err := m.Unmount(); err != nil {
+					f.log.Debug().Err(err).Msg("unmounting the local file system")
+				}
 			}
-		}
-		if err := m.Release(); err != nil {
-			f.log.Debug().Err(err).Msg("releasing the local mount")
+			if err := m.Release(); err != nil {
+				f.log.Debug().Err(err).Msg("releasing a local mount")
+			}
 		}
 	}()
 	select {
@@ -496,7 +512,7 @@ func (f *filesystem) watchSnapshots(ctx context.Context) {
 			clear(seen)
 			continue
 		}
-		m, release, err := f.source(ctx)
+		src, release, err := f.source(ctx)
 		if err != nil {
 			continue // the cycles report it
 		}
@@ -504,7 +520,7 @@ func (f *filesystem) watchSnapshots(ctx context.Context) {
 			if ctx.Err() != nil {
 				break
 			}
-			st, err := m.StatAt(join(dir, snapDir), ceph.Synced)
+			st, err := src.copy.StatAt(join(dir, snapDir), ceph.Synced)
 			if err != nil {
 				st = ceph.Stat{}
 			}

@@ -80,7 +80,7 @@ func listMirrored(m *ceph.Mount, dir string) (mirrored []snapshot, strays []stri
 // with an underscore.
 func snapshotNames(m *ceph.Mount, dir string) ([]string, error) {
 	var names []string
-	err := m.List(join(dir, snapDir), func(e ceph.Entry) error {
+	err := m.List(join(dir, snapDir), ceph.Cached, func(e ceph.Entry) error {
 		if !strings.HasPrefix(e.Name, "_") {
 			names = append(names, e.Name)
 		}

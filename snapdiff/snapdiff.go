@@ -21,7 +21,7 @@ import (
 
 // Lister lists a directory with the attributes of its entries.
 type Lister interface {
-	List(path string, fn func(ceph.Entry) error) error
+	List(path string, sync ceph.Sync, fn func(ceph.Entry) error) error
 }
 
 // Evidence says what the attributes tell of the content of a file.
@@ -116,27 +116,40 @@ type Target struct {
 	// Trust tells whether the content of a file on the peer is as good as its
 	// size and modification time say.
 	Trust func(source, target *ceph.Stat) bool
+	// Deep reports every entry that both have, because what the listing does
+	// not show (xattrs, where symlinks point) is to be compared too.
+	Deep bool
 }
 
 // Dir implements Differ.
 func (d Target) Dir(ctx context.Context, rel string, fresh bool) (*Directory, error) {
-	return compare(ctx, d.Source, d.New+rel, d.Peer, d.Old+rel, fresh,
-		func(old, new *ceph.Stat) (replaced, differs bool, data Evidence) {
-			switch {
-			case old.Type() != new.Type(),
-				(new.Type() == syscall.S_IFCHR || new.Type() == syscall.S_IFBLK) && old.Rdev != new.Rdev,
-				// A split or a false hard link is mended by making the name anew.
-				!new.IsDir() && (old.Nlink > 1) != (new.Nlink > 1):
-				return true, true, Differs
-			case !new.IsRegular():
-				return false, true, Suspect
-			case old.Size != new.Size || old.Mtime != new.Mtime:
-				return false, true, Differs
-			case !d.Trust(new, old):
-				return false, true, Suspect
-			}
-			return false, true, Equal
-		})
+	return compare(ctx, d.Source, d.New+rel, d.Peer, d.Old+rel, fresh, d.pair)
+}
+
+// pair judges one name in a snapshot and on the peer, where inode numbers and
+// change times are others.
+func (d Target) pair(old, new *ceph.Stat) (replaced, differs bool, data Evidence) {
+	device := new.Type() == syscall.S_IFCHR || new.Type() == syscall.S_IFBLK
+	switch {
+	case old.Type() != new.Type(), device && old.Rdev != new.Rdev:
+		return true, true, Differs
+	// A link to some other file must not be written through.
+	case !new.IsDir() && old.Nlink > 1 && new.Nlink == 1:
+		return true, true, Differs
+	case new.IsRegular() && (old.Size != new.Size || old.Mtime != new.Mtime):
+		return false, true, Differs
+	case new.IsRegular() && !d.Trust(new, old):
+		return false, true, Suspect
+	}
+	// How the names of an inode belong together is for the caller to compare.
+	linked := !new.IsDir() && new.Nlink > 1
+	attributes := old.Mode != new.Mode || old.UID != new.UID || old.GID != new.GID ||
+		old.Mtime != new.Mtime || old.Atime != new.Atime
+	if new.IsRegular() {
+		return false, d.Deep || attributes || linked, Equal
+	}
+	size := new.Type() == syscall.S_IFLNK && old.Size != new.Size
+	return false, d.Deep || attributes || linked || size, Suspect
 }
 
 type judge func(old, new *ceph.Stat) (replaced, differs bool, data Evidence)
@@ -146,7 +159,7 @@ func compare(ctx context.Context, source Lister, newPath string, earlier Lister,
 	var was map[string]ceph.Stat
 	if !fresh {
 		was = make(map[string]ceph.Stat)
-		err := earlier.List(oldPath, func(e ceph.Entry) error {
+		err := earlier.List(oldPath, ceph.Cached, func(e ceph.Entry) error {
 			was[e.Name] = e.Stat
 			return ctx.Err()
 		})
@@ -155,7 +168,7 @@ func compare(ctx context.Context, source Lister, newPath string, earlier Lister,
 		}
 	}
 	out := &Directory{}
-	err := source.List(newPath, func(e ceph.Entry) error {
+	err := source.List(newPath, ceph.Synced, func(e ceph.Entry) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

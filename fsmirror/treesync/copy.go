@@ -110,18 +110,7 @@ func (r *run) copyNew(t task, path string) error {
 // updateFile makes the content and the attributes of an existing file equal.
 func (r *run) updateFile(t task, path string) error {
 	if t.c.Data == snapdiff.Equal {
-		same := t.c.Old.Mode == t.c.New.Mode && t.c.Old.UID == t.c.New.UID && t.c.Old.GID == t.c.New.GID &&
-			t.c.Old.Atime == t.c.New.Atime
-		if !same {
-			return r.attrsAndDone(t, path)
-		}
-		if err := r.xattrs(t.n.rel+"/"+t.c.Name, r.howFor(t), true); err != nil {
-			return err
-		}
-		if t.c.New.Nlink > 1 {
-			r.settle(t.c.New.Ino, path)
-		}
-		return r.done(t)
+		return r.attrsAndDone(t, path)
 	}
 	job := &copyJob{t: t, path: path, over: true}
 	if err := r.openSource(job); err != nil {
@@ -326,6 +315,7 @@ func (r *run) finishCopy(job *copyJob) error {
 		return errors.Join(err, job.close())
 	}
 	mask := ceph.SetMode | ceph.SetUID | ceph.SetGID | ceph.SetMtime | ceph.SetAtime | ceph.SetSize
+	r.Progress.Writes.Add(1)
 	if err := r.Target.SetFileAttr(job.dst, job.st, mask); err != nil {
 		err = fmt.Errorf("setting attributes of %s on the peer: %w", job.path, err)
 		return errors.Join(err, job.close())

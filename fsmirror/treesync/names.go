@@ -73,6 +73,7 @@ func (r *run) linked(t task, path string) (parked bool, err error) {
 	if err := r.removeAny(path); err != nil {
 		return true, err
 	}
+	r.Progress.Writes.Add(1)
 	if err := r.Target.Link(existing, path); err != nil {
 		return true, fmt.Errorf("linking %s to %s on the peer: %w", path, existing, err)
 	}
@@ -103,6 +104,7 @@ func (r *run) create(t task, path string) error {
 // making runs try, which creates path, once more when something left by an
 // interrupted run is in its way.
 func (r *run) making(path string, try func() error) error {
+	r.Progress.Writes.Add(1)
 	err := try()
 	if ceph.Is(err, syscall.EEXIST) {
 		if err := r.removeAny(path); err != nil {
@@ -140,8 +142,10 @@ func (r *run) attrsAndDone(t task, path string) error {
 	if err := r.xattrs(t.n.rel+"/"+t.c.Name, r.howFor(t), t.c.Old != nil && !t.c.Replaced); err != nil {
 		return err
 	}
-	if err := r.setAttrs(path, t.c.New); err != nil {
-		return err
+	if !r.sameAttrs(t) {
+		if err := r.setAttrs(path, t.c.New); err != nil {
+			return err
+		}
 	}
 	if t.c.New.Nlink > 1 {
 		r.settle(t.c.New.Ino, path)
@@ -149,11 +153,20 @@ func (r *run) attrsAndDone(t task, path string) error {
 	return r.done(t)
 }
 
+// sameAttrs tells whether the name on the target has the attributes already.
+// Only a comparison with the target itself can tell.
+func (r *run) sameAttrs(t task) bool {
+	old, new := t.c.Old, t.c.New
+	return old != nil && !t.c.Replaced && r.howFor(t) == byTarget && old.Mode == new.Mode &&
+		old.UID == new.UID && old.GID == new.GID && old.Mtime == new.Mtime && old.Atime == new.Atime
+}
+
 func (r *run) setAttrs(path string, st *ceph.Stat) error {
 	mask := ceph.SetUID | ceph.SetGID | ceph.SetMtime | ceph.SetAtime
 	if st.Type() != syscall.S_IFLNK {
 		mask |= ceph.SetMode
 	}
+	r.Progress.Writes.Add(1)
 	if err := r.Target.SetAttr(path, *st, mask); err != nil {
 		return fmt.Errorf("setting attributes of %s on the peer: %w", path, err)
 	}
@@ -279,6 +292,7 @@ func (r *run) xattrs(rel string, h how, existing bool) error {
 		if old, ok := have[name]; ok && bytes.Equal(old, value) {
 			continue
 		}
+		r.Progress.Writes.Add(1)
 		if err := r.Target.LsetXattr(path, name, value, 0); err != nil {
 			return fmt.Errorf("setting xattr %s of %s on the peer: %w", name, path, err)
 		}
@@ -287,6 +301,7 @@ func (r *run) xattrs(rel string, h how, existing bool) error {
 		if _, ok := want[name]; ok || rel == "" && r.OwnXattrs[name] {
 			continue
 		}
+		r.Progress.Writes.Add(1)
 		err := r.Target.LremoveXattr(path, name)
 		if err != nil && !ceph.Is(err, syscall.ENODATA) {
 			return fmt.Errorf("removing xattr %s of %s on the peer: %w", name, path, err)

@@ -35,6 +35,10 @@ type Params struct {
 	// Trust tells, when the target is compared, whether a file's content is
 	// as good as its size and modification time say.
 	Trust func(source, target *ceph.Stat) bool
+	// Deep compares with the target also what listings do not show: xattrs,
+	// where symlinks point. Not needed for a tree that earlier runs wrote:
+	// they set what a listing shows last.
+	Deep bool
 	// Gate is waited on before every write; it blocks while writing is not
 	// allowed, and its error ends the run.
 	Gate func(context.Context) error
@@ -64,6 +68,7 @@ type Progress struct {
 	BytesRead   atomic.Int64 // read from the source snapshot
 	BytesSent   atomic.Int64 // written to the target
 	Directories atomic.Int64 // directories looked at
+	Writes      atomic.Int64 // changes made on the target, of any kind
 }
 
 // Run makes the target equal to the snapshot. It returns when all workers have
@@ -79,7 +84,7 @@ func Run(ctx context.Context, p Params) error {
 		owner:  make(map[uint64]uint64),
 	}
 	r.cond = sync.NewCond(&r.mu)
-	target := snapdiff.Target{Source: p.Source, New: p.Snapshot, Peer: p.Target, Old: p.Root, Trust: p.Trust}
+	target := snapdiff.Target{Source: p.Source, New: p.Snapshot, Peer: p.Target, Old: p.Root, Trust: p.Trust, Deep: p.Deep}
 	r.scan = target
 	r.diff = target
 	if p.Previous != "" {
@@ -113,7 +118,7 @@ func Run(ctx context.Context, p Params) error {
 
 func isEmpty(m *ceph.Mount, path string) (bool, error) {
 	found := errors.New("found")
-	err := m.List(path, func(ceph.Entry) error { return found })
+	err := m.List(path, ceph.Cached, func(ceph.Entry) error { return found })
 	if err == found {
 		return false, nil
 	}
@@ -391,6 +396,7 @@ func (r *run) makeDir(n *node) error {
 			return err
 		}
 	}
+	r.Progress.Writes.Add(1)
 	err := r.Target.MakeDir(path, 0o700)
 	if ceph.Is(err, syscall.EEXIST) {
 		st, err := r.Target.StatAt(path, ceph.Synced)
@@ -422,6 +428,7 @@ func (r *run) removeAny(path string) error {
 	if err := r.Gate(r.ctx); err != nil {
 		return err
 	}
+	r.Progress.Writes.Add(1)
 	err := r.Target.Unlink(path)
 	if err == nil || ceph.Is(err, syscall.ENOENT) {
 		return nil
@@ -436,7 +443,7 @@ func (r *run) removeAny(path string) error {
 // parallel.
 func (r *run) removeTree(path string) error {
 	var entries []ceph.Entry
-	err := r.Target.List(path, func(e ceph.Entry) error {
+	err := r.Target.List(path, ceph.Cached, func(e ceph.Entry) error {
 		entries = append(entries, e)
 		return r.ctx.Err()
 	})
@@ -495,6 +502,7 @@ func (r *run) dirAttrs(n *node) error {
 		return err
 	}
 	mask := ceph.SetMode | ceph.SetUID | ceph.SetGID | ceph.SetMtime | ceph.SetAtime
+	r.Progress.Writes.Add(1)
 	if err := r.Target.SetAttr(path, n.stat, mask); err != nil {
 		return fmt.Errorf("setting attributes of %s on the peer: %w", path, err)
 	}

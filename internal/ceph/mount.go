@@ -14,16 +14,30 @@ package ceph
 // cm_list reads up to max entries with their attributes in one crossing.
 // Names are packed, NUL-terminated, into names. It stops early when less than
 // a whole name's room is left.
-static int cm_list(struct ceph_mount_info *m, struct ceph_dir_result *d,
+//
+// The MDS answers with what it knows, which for a file that another client has
+// written may be old. With synced set every regular file's attributes are asked
+// for once more; that takes no request unless the MDS withheld the capability
+// to rely on them.
+static int cm_list(struct ceph_mount_info *m, struct ceph_dir_result *d, int synced,
                    char *names, size_t room, struct ceph_statx *st, int max, unsigned want) {
 	int n = 0;
 	while (n < max && room >= 256) {
 		struct dirent de;
-		int r = ceph_readdirplus_r(m, d, &de, &st[n], want, AT_SYMLINK_NOFOLLOW, NULL);
+		struct Inode *in = NULL;
+		int r = ceph_readdirplus_r(m, d, &de, &st[n], want, AT_SYMLINK_NOFOLLOW, synced ? &in : NULL);
 		if (r < 0)
 			return r;
 		if (r == 0)
 			break;
+		if (in) {
+			r = 0;
+			if (S_ISREG(st[n].stx_mode))
+				r = ceph_ll_getattr(m, in, &st[n], want, 0, ceph_mount_perms(m));
+			ceph_ll_put(m, in);
+			if (r < 0)
+				return r;
+		}
 		size_t len = strlen(de.d_name) + 1;
 		memcpy(names, de.d_name, len);
 		names += len;
@@ -201,7 +215,11 @@ const batch = 512
 
 // List calls fn for every entry of the directory at path but "." and "..", in
 // the order of the directory, with attributes. An error of fn ends it.
-func (m *Mount) List(path string, fn func(Entry) error) error {
+func (m *Mount) List(path string, sync Sync, fn func(Entry) error) error {
+	synced := C.int(0)
+	if sync == Synced {
+		synced = 1
+	}
 	p := C.CString(path)
 	defer C.free(unsafe.Pointer(p))
 	var dir *C.struct_ceph_dir_result
@@ -214,7 +232,7 @@ func (m *Mount) List(path string, fn func(Entry) error) error {
 	defer C.free(unsafe.Pointer(names))
 	stats := make([]C.struct_ceph_statx, batch)
 	for {
-		n := int(C.cm_list(m.ptr(), dir, (*C.char)(unsafe.Pointer(names)), room, &stats[0], batch, wantAll))
+		n := int(C.cm_list(m.ptr(), dir, synced, (*C.char)(unsafe.Pointer(names)), room, &stats[0], batch, wantAll))
 		if n < 0 {
 			return asError(n)
 		}
