@@ -70,6 +70,8 @@ func newRoot(env []string, release func()) *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	var conn connection
+	conn.add(root)
 	for name, kind := range daemonKinds() {
 		root.AddCommand(&cobra.Command{
 			Use:                name + " [options]",
@@ -84,7 +86,7 @@ func newRoot(env []string, release func()) *cobra.Command {
 			},
 		})
 	}
-	root.AddCommand(newDaemonCommand(), newFSCommand(env), newSettingsCommand(), &cobra.Command{
+	root.AddCommand(newDaemonCommand(), newFSCommand(env, &conn), newSettingsCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Show the version",
 		Args:  cobra.NoArgs,

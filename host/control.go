@@ -56,14 +56,12 @@ func mirrorCommands() []mirrorCommand {
 
 // newFSCommand builds "fs snapshot mirror …" with the grammar of the ceph
 // command.
-func newFSCommand(env []string) *cobra.Command {
+func newFSCommand(env []string, conn *connection) *cobra.Command {
 	group := func(use, short string) *cobra.Command { return &cobra.Command{Use: use, Short: short} }
 	fs := group("fs", "Control mirroring of file systems")
 	snapshot, mirror := group("snapshot", "Control mirroring of snapshots"), group("mirror", "Control mirroring of snapshots")
 	fs.AddCommand(snapshot)
 	snapshot.AddCommand(mirror)
-	var conn connection
-	conn.add(fs)
 	// Scripts pass it to the ceph command, where these commands ignore it too.
 	fs.PersistentFlags().StringP("format", "f", "", "ignored: the output is that of the mgr module")
 	groups := map[string]*cobra.Command{

@@ -722,6 +722,23 @@ func TestMirrorCommands(t *testing.T) {
 	}
 }
 
+func TestOptionsBeforeTheCommand(t *testing.T) {
+	for _, args := range []string{
+		"--id ctl --cluster b fs snapshot mirror ls cephfs",
+		"fs --id ctl snapshot mirror ls cephfs --cluster=b",
+		"fs snapshot mirror ls cephfs --format json --name client.ctl -o cluster=b",
+	} {
+		s := newSite(t)
+		s.env = append(s.env, "CEPH_ARGS=--id other --debug-ms 0")
+		code, _, errOut := s.run("", "cephmirror", strings.Fields(args)...)
+		var cfg plugins.Config
+		if err := json.Unmarshal([]byte(s.read("config")), &cfg); code != 0 || err != nil || cfg.Name != "client.ctl" || cfg.Cluster != "b" ||
+			fmt.Sprint(cfg.CephOptions) != "[{debug_ms 0}]" {
+			t.Errorf("%s: %d %s %+v %v", args, code, errOut, cfg, err)
+		}
+	}
+}
+
 func TestMirrorCommandCannotConnect(t *testing.T) {
 	s := newSite(t)
 	s.script.StartErrno = int(syscall.ETIMEDOUT)

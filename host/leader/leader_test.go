@@ -11,9 +11,12 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
 
 	"cephmirror/plugins"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // cluster is a stored map and what its instances were told.
 type cluster struct {
