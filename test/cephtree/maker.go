@@ -143,10 +143,10 @@ func (m Maker) Symlink(target, rel string) {
 	m.must(m.c.Symlink(target, m.path(rel)), "symlink %q", rel)
 }
 
-// Link makes a hard link.
+// Link makes a hard link, to a symlink itself.
 func (m Maker) Link(old, rel string) {
 	m.t.Helper()
-	m.must(m.c.Link(m.path(old), m.path(rel)), "link %q to %q", rel, old)
+	m.must(linkItself(m.c.MountInfo, m.path(old), m.path(rel)), "link %q to %q", rel, old)
 }
 
 // Node makes a special file; mode holds its type.

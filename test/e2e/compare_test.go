@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/test/cephtree"
+)
+
+// patience is how long a small snapshot may take to arrive; far more than it
+// does take, on a busy machine too.
+const patience = 40 * time.Second
+
+var dirCount atomic.Int64
+
+// newDir makes a directory for a test on a.
+func (e *env) newDir(t *testing.T) cephtree.Maker {
+	t.Helper()
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, t.Name())
+	return cephtree.On(t, e.src, fmt.Sprintf("/%s-%03d-%s", e.stamp, dirCount.Add(1), name[:min(len(name), 60)]))
+}
+
+// tracked makes a directory and has it mirrored.
+func (e *env) tracked(t *testing.T) cephtree.Maker {
+	t.Helper()
+	m := e.newDir(t)
+	e.track(t, m.Root())
+	return m
+}
+
+// arrived tells whether the snapshot is on the peer, made from the one that
+// has that name on a now.
+func (e *env) arrived(dir, snap string) error {
+	id, _, err := e.src.SnapInfo(dir + "/.snap/" + snap)
+	if err != nil {
+		return fmt.Errorf("snapshot %s of %s on a: %w", snap, dir, err)
+	}
+	_, metadata, err := e.dst.SnapInfo(dir + "/.snap/" + snap)
+	if err != nil {
+		return fmt.Errorf("snapshot %s of %s on b: %w", snap, dir, err)
+	}
+	if got := metadata["primary_snap_id"]; got != strconv.FormatUint(id, 10) {
+		return fmt.Errorf("snapshot %s of %s on b was made from %q, not %d", snap, dir, got, id)
+	}
+	return nil
+}
+
+// wait waits until the snapshots are on the peer.
+func (e *env) wait(t *testing.T, m cephtree.Maker, snaps ...string) {
+	t.Helper()
+	e.waitLong(t, patience, m, snaps...)
+}
+
+func (e *env) waitLong(t *testing.T, limit time.Duration, m cephtree.Maker, snaps ...string) {
+	t.Helper()
+	for _, s := range snaps {
+		within(t, limit, "snapshot "+s+" to arrive", func() error { return e.arrived(m.Root(), s) })
+	}
+}
+
+// same checks that snapshots are equal on both sides.
+func (e *env) same(t *testing.T, m cephtree.Maker, snaps ...string) {
+	t.Helper()
+	for _, s := range snaps {
+		for _, d := range e.differences(t, m.Root(), s) {
+			t.Errorf("snapshot %s of %s differs: %v", s, m.Root(), d)
+		}
+	}
+}
+
+// differences compares one snapshot on both sides with clients that have
+// nothing cached.
+func (e *env) differences(t *testing.T, dir, snap string) []cephtree.Difference {
+	t.Helper()
+	return e.compare(t, dir+"/.snap/"+snap, fsName, dir+"/.snap/"+snap)
+}
+
+func (e *env) compare(t *testing.T, source, fs, target string) []cephtree.Difference {
+	t.Helper()
+	src, err := cephtree.Open(e.a.Conf(), fsName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	dst, err := cephtree.Open(e.b.Conf(), fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dst.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	diffs, err := cephtree.Compare(ctx, src.MountInfo, source, dst.MountInfo, target)
+	if err != nil {
+		t.Fatalf("comparing %s: %v", source, err)
+	}
+	const most = 10
+	if len(diffs) > most {
+		t.Logf("%d differences, the first %d follow", len(diffs), most)
+		diffs = diffs[:most]
+	}
+	return diffs
+}
+
+// waitSame waits for snapshots and checks that they are equal.
+func (e *env) waitSame(t *testing.T, m cephtree.Maker, snaps ...string) {
+	t.Helper()
+	e.wait(t, m, snaps...)
+	e.same(t, m, snaps...)
+}
+
+// snapshots returns the names of a directory's own snapshots on a side.
+func snapshots(t *testing.T, c *cephtree.Client, dir string) []string {
+	t.Helper()
+	d, err := c.OpenDir(dir + "/.snap")
+	if ceph.Is(err, 2) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var names []string
+	for {
+		e, err := d.ReadDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e == nil {
+			return names
+		}
+		if n := e.Name(); n != "." && n != ".." && !strings.HasPrefix(n, "_") {
+			names = append(names, n)
+		}
+	}
+}
