@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -41,16 +42,22 @@ var clientOptions = []plugins.Option{
 // resolved are the local client's options that the host needs.
 type resolved struct{ adminSocket, logFile, pidFile, runDir string }
 
-// dialLocal connects to the local cluster as cfg says.
-func dialLocal(cfg plugins.Config) (*rados.Conn, resolved, error) {
-	var r resolved
-	cluster, name := cfg.Cluster, cfg.Name
+// identity returns cluster and client as cfg names them.
+func identity(cfg plugins.Config) (cluster, name string) {
+	cluster, name = cfg.Cluster, cfg.Name
 	if cluster == "" {
 		cluster = "ceph"
 	}
 	if name == "" {
 		name = "client.admin"
 	}
+	return cluster, name
+}
+
+// configure makes an unconnected client of the local cluster as cfg says.
+func configure(cfg plugins.Config) (*rados.Conn, resolved, error) {
+	var r resolved
+	cluster, name := identity(cfg)
 	conn, err := rados.NewConnWithClusterAndUser(cluster, name)
 	if err != nil {
 		return nil, r, fmt.Errorf("creating client %s of cluster %s: %w", name, cluster, err)
@@ -81,13 +88,29 @@ func dialLocal(cfg plugins.Config) (*rados.Conn, resolved, error) {
 			return fail(fmt.Errorf("clearing option %s: %w", o.Name, err))
 		}
 	}
+	return conn, r, nil
+}
+
+// dialLocal connects to the local cluster as cfg says.
+func dialLocal(cfg plugins.Config) (*rados.Conn, resolved, error) {
+	conn, r, err := configure(cfg)
+	if err != nil {
+		return nil, r, err
+	}
 	if err := conn.Connect(); err != nil {
+		cluster, name := identity(cfg)
 		keyring, _ := conn.GetConfigOption("keyring")
 		mons, _ := conn.GetConfigOption("mon_host")
-		err = fmt.Errorf("connecting to cluster %s as %s (mon_host %q, keyring %q): %w", cluster, name, mons, keyring, err)
-		return fail(err)
+		conn.Shutdown()
+		return nil, r, fmt.Errorf("connecting to cluster %s as %s (mon_host %q, keyring %q): %w", cluster, name, mons, keyring, err)
 	}
 	return conn, r, nil
+}
+
+// localClient makes an unconnected client of the local cluster.
+func (e *Engine) localClient() (*rados.Conn, error) {
+	conn, _, err := configure(e.cfg)
+	return conn, err
 }
 
 func givesMonitors(opts []plugins.Option) bool {
@@ -141,9 +164,10 @@ func resolve(conn *rados.Conn, cluster, name string) resolved {
 	return r
 }
 
-// dialPeer connects to a peer's cluster: with the address and key that the
-// monitors keep, or else with the peer cluster's own configuration file.
-func (e *Engine) dialPeer(fsName string, spec dirstore.Peer) (*rados.Conn, error) {
+// peerClient makes an unconnected client of a peer's cluster: with the address
+// and key that the monitors keep, or else with the peer cluster's own
+// configuration file.
+func (e *Engine) peerClient(fsName string, spec dirstore.Peer) (*rados.Conn, error) {
 	credentials, err := e.credentials(fsName, spec.UUID)
 	if err != nil {
 		return nil, err
@@ -156,9 +180,7 @@ func (e *Engine) dialPeer(fsName string, spec dirstore.Peer) (*rados.Conn, error
 		conn.Shutdown()
 		return nil, err
 	}
-	from := "its configuration file"
 	if credentials != nil {
-		from = "mon_host " + credentials.MonHost
 		err := setOptions(conn, []plugins.Option{
 			{Name: "mon_host", Value: credentials.MonHost},
 			{Name: "key", Value: string(credentials.Key)},
@@ -172,14 +194,11 @@ func (e *Engine) dialPeer(fsName string, spec dirstore.Peer) (*rados.Conn, error
 			spec.Cluster, strings.Join(confFiles(spec.Cluster), ", "), err))
 	}
 	timeout := e.options.stock("cephfs_mirror_mount_timeout")
-	err = setOptions(conn, append(clientOptions[:len(clientOptions):len(clientOptions)],
+	err = setOptions(conn, append(slices.Clone(clientOptions),
 		plugins.Option{Name: "admin_socket"}, plugins.Option{Name: "log_file"},
 		plugins.Option{Name: "client_mount_timeout", Value: timeout}))
 	if err != nil {
 		return fail(err)
-	}
-	if err := conn.Connect(); err != nil {
-		return fail(fmt.Errorf("connecting to cluster %s as %s with %s: %w", spec.Cluster, spec.Client, from, err))
 	}
 	return conn, nil
 }
@@ -201,10 +220,14 @@ func (e *Engine) credentials(fsName, uuid string) (*dirstore.Credentials, error)
 	return &c, nil
 }
 
-// mount mounts a file system of conn's cluster. The calls cannot be cancelled;
-// the mount timeout ends them.
-func (e *Engine) mount(ctx context.Context, conn *rados.Conn, fsName, uuid string) (*ceph.Mount, error) {
-	m, err := ceph.NewMount(conn)
+// mount mounts a file system of the cluster that client gives a configuration
+// for. The calls cannot be cancelled; the mount timeout ends them.
+func (e *Engine) mount(ctx context.Context, client func() (*rados.Conn, error), fsName, uuid string) (*ceph.Mount, error) {
+	conf, err := client()
+	if err != nil {
+		return nil, err
+	}
+	m, err := ceph.NewMount(conf)
 	if err != nil {
 		return nil, err
 	}

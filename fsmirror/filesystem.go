@@ -439,11 +439,11 @@ func (f *filesystem) source(ctx context.Context) (src *sources, release func(), 
 }
 
 func (f *filesystem) mountSource(ctx context.Context) (*sources, error) {
-	first, err := f.eng.mount(ctx, f.eng.conn, f.name, "")
+	first, err := f.eng.mount(ctx, f.eng.localClient, f.name, "")
 	if err != nil {
 		return nil, err
 	}
-	second, err := f.eng.mount(ctx, f.eng.conn, f.name, "")
+	second, err := f.eng.mount(ctx, f.eng.localClient, f.name, "")
 	if err != nil {
 		return nil, errors.Join(err, first.Unmount(), first.Release())
 	}

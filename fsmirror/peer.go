@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
 	"github.com/rs/zerolog"
 
 	"cephmirror/fsmirror/dirstore"
@@ -192,7 +191,6 @@ func (p *peer) setTrouble(err error, next time.Time) {
 
 // connection is one mount of the peer's file system.
 type connection struct {
-	conn    *rados.Conn
 	mount   *ceph.Mount
 	session string // its uuid
 	// lost is cancelled, with the reason, when the connection is to be given up.
@@ -233,18 +231,13 @@ var errLeaseLost = errors.New("the host does not renew the lease")
 
 // connect mounts the peer's file system, within the configured timeout.
 func (p *peer) connect(ctx context.Context) (*connection, error) {
-	conn, err := p.fs.eng.dialPeer(p.fs.name, p.spec)
+	p.fs.reclaimDead(ctx, p.spec)
+	mount, session, err := p.fs.mountPeer(ctx, p.spec)
 	if err != nil {
-		return nil, err
-	}
-	p.fs.reclaimDead(ctx, conn, p.spec)
-	mount, session, err := p.fs.mountPeer(ctx, conn, p.spec)
-	if err != nil {
-		conn.Shutdown()
 		return nil, fmt.Errorf("mounting file system %s of %s as %s: %w",
 			p.spec.FSName, p.spec.Cluster, p.spec.Client, err)
 	}
-	c := &connection{conn: conn, mount: mount, session: session}
+	c := &connection{mount: mount, session: session}
 	c.lost, c.giveUp = context.WithCancelCause(ctx)
 	return c, nil
 }
@@ -286,7 +279,6 @@ func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 		if err := c.mount.Release(); err != nil {
 			p.log.Debug().Err(err).Msg("releasing the mount of the peer")
 		}
-		c.conn.Shutdown()
 	}()
 	select {
 	case <-released:

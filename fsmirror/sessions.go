@@ -76,7 +76,7 @@ func (n sessionNote) dead(self sessionNote) bool {
 }
 
 // mountPeer mounts the peer's file system under a new session that is noted.
-func (f *filesystem) mountPeer(ctx context.Context, conn *rados.Conn, spec dirstore.Peer) (m *ceph.Mount, session string, err error) {
+func (f *filesystem) mountPeer(ctx context.Context, spec dirstore.Peer) (m *ceph.Mount, session string, err error) {
 	session = uuid.NewString()
 	note, err := ownNote(spec.UUID)
 	if err != nil {
@@ -90,12 +90,16 @@ func (f *filesystem) mountPeer(ctx context.Context, conn *rados.Conn, spec dirst
 	if err != nil {
 		return nil, "", fmt.Errorf("noting the session on object %s: %w", dirstore.Object, err)
 	}
-	m, err = f.eng.mount(ctx, conn, spec.FSName, session)
+	m, err = f.eng.mount(ctx, f.peerClient(spec), spec.FSName, session)
 	if err != nil {
 		f.forgetSession(session)
 		return nil, "", err
 	}
 	return m, session, nil
+}
+
+func (f *filesystem) peerClient(spec dirstore.Peer) func() (*rados.Conn, error) {
+	return func() (*rados.Conn, error) { return f.eng.peerClient(f.name, spec) }
 }
 
 func (f *filesystem) forgetSession(id string) {
@@ -105,7 +109,7 @@ func (f *filesystem) forgetSession(id string) {
 }
 
 // reclaimDead ends the sessions on the peer that dead workers left.
-func (f *filesystem) reclaimDead(ctx context.Context, conn *rados.Conn, spec dirstore.Peer) {
+func (f *filesystem) reclaimDead(ctx context.Context, spec dirstore.Peer) {
 	self, err := ownNote(spec.UUID)
 	if err != nil {
 		f.log.Debug().Err(err).Msg("looking for sessions of dead workers")
@@ -127,7 +131,7 @@ func (f *filesystem) reclaimDead(ctx context.Context, conn *rados.Conn, spec dir
 		}
 		// A session of this very process was given up: it was cut off.
 		id := strings.TrimPrefix(key, sessionPrefix)
-		if err := f.eng.reclaim(conn, spec.FSName, id); err != nil && !ceph.Is(err, syscall.ENOENT) {
+		if err := f.reclaim(spec, id); err != nil && !ceph.Is(err, syscall.ENOENT) {
 			f.log.Warn().Err(err).Str("session", id).Msg("cannot end the session of a dead worker")
 			continue
 		}
@@ -137,13 +141,17 @@ func (f *filesystem) reclaimDead(ctx context.Context, conn *rados.Conn, spec dir
 }
 
 // reclaim ends the MDS sessions with the given uuid.
-func (e *Engine) reclaim(conn *rados.Conn, fsName, id string) error {
-	m, err := ceph.NewMount(conn)
+func (f *filesystem) reclaim(spec dirstore.Peer, id string) error {
+	conf, err := f.eng.peerClient(f.name, spec)
+	if err != nil {
+		return err
+	}
+	m, err := ceph.NewMount(conf)
 	if err != nil {
 		return err
 	}
 	defer m.Release()
-	if err := m.SelectFilesystem(fsName); err != nil {
+	if err := m.SelectFilesystem(spec.FSName); err != nil {
 		return err
 	}
 	if err := m.Init(); err != nil {

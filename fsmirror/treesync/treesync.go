@@ -99,7 +99,13 @@ func Run(ctx context.Context, p Params) error {
 		return fmt.Errorf("listing %s on the peer: %w", p.Root, err)
 	}
 	r.blank = empty
-	root := &node{stat: st, how: byDiff, touched: true, left: 1}
+	now, err := p.Target.StatAt(p.Root+"/", ceph.Synced)
+	if err != nil {
+		return fmt.Errorf("reading attributes of %s on the peer: %w", p.Root, err)
+	}
+	touched := p.Deep || p.Previous != "" || now.Mode != st.Mode || now.UID != st.UID || now.GID != st.GID ||
+		now.Mtime != st.Mtime || now.Atime != st.Atime
+	root := &node{stat: st, how: byDiff, touched: touched, left: 1}
 	r.dirs = append(r.dirs, root)
 
 	stop := context.AfterFunc(ctx, func() {

@@ -46,12 +46,31 @@ static int cm_list(struct ceph_mount_info *m, struct ceph_dir_result *d, int syn
 	}
 	return n;
 }
+
+// cm_link makes name in dir one more name of what from names, which may be a
+// symlink; ceph_link would follow it.
+static int cm_link(struct ceph_mount_info *m, const char *from, const char *dir, const char *name) {
+	UserPerm *perms = ceph_mount_perms(m);
+	struct Inode *in = NULL, *parent = NULL;
+	struct ceph_statx st;
+	int r = ceph_ll_walk(m, from, &in, &st, 0, AT_SYMLINK_NOFOLLOW, perms);
+	if (r < 0)
+		return r;
+	r = ceph_ll_walk(m, dir, &parent, &st, 0, AT_SYMLINK_NOFOLLOW, perms);
+	if (r == 0) {
+		r = ceph_ll_link(m, in, parent, name, perms);
+		ceph_ll_put(m, parent);
+	}
+	ceph_ll_put(m, in);
+	return r;
+}
 */
 import "C"
 
 import (
 	"fmt"
 	"reflect"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -62,16 +81,27 @@ import (
 // Mount is a libcephfs mount with the calls that go-ceph lacks.
 type Mount struct {
 	*cephfs.MountInfo
+	conf *rados.Conn
 }
 
-// NewMount creates an unmounted handle that shares the configuration of conn,
-// but has its own connections to the cluster.
-func NewMount(conn *rados.Conn) (*Mount, error) {
-	m, err := cephfs.CreateFromRados(conn)
+// NewMount creates an unmounted handle with the configuration of conf, which
+// need not be connected and now belongs to the mount. Mounts that share a
+// configuration get into each other's way in libcephfs.
+func NewMount(conf *rados.Conn) (*Mount, error) {
+	m, err := cephfs.CreateFromRados(conf)
 	if err != nil {
+		conf.Shutdown()
 		return nil, fmt.Errorf("creating mount handle: %w", err)
 	}
-	return &Mount{m}, nil
+	return &Mount{m, conf}, nil
+}
+
+// Release frees the handle, which must not be mounted any more, and its
+// configuration.
+func (m *Mount) Release() error {
+	err := m.MountInfo.Release()
+	m.conf.Shutdown()
+	return err
 }
 
 // checkMountInfo tells whether go-ceph's MountInfo still is what ptr relies
@@ -290,6 +320,17 @@ func (m *Mount) SetAttr(path string, s Stat, mask AttrMask) error {
 func (m *Mount) SetFileAttr(f *cephfs.File, s Stat, mask AttrMask) error {
 	st := cStat(&s)
 	return asError(int(C.ceph_fsetattrx(m.ptr(), C.int(f.Fd()), &st, C.int(mask))))
+}
+
+// Link makes a further name of the inode at existing, which is not followed if
+// it is a symlink.
+func (m *Mount) Link(existing, newname string) error {
+	at := strings.LastIndexByte(newname, '/')
+	from, dir, name := C.CString(existing), C.CString(newname[:at+1]), C.CString(newname[at+1:])
+	defer C.free(unsafe.Pointer(from))
+	defer C.free(unsafe.Pointer(dir))
+	defer C.free(unsafe.Pointer(name))
+	return asError(int(C.cm_link(m.ptr(), from, dir, name)))
 }
 
 // MakeNode creates a special file. Mode holds type and permission bits.
