@@ -162,6 +162,19 @@ func (d *Daemon) launch(cmd *exec.Cmd) error {
 	return nil
 }
 
+// Signal sends a signal and does not wait for anything. A daemon that does not
+// run is no error.
+func (d *Daemon) Signal(sig syscall.Signal) error {
+	id, ok := d.process()
+	if !ok {
+		return nil
+	}
+	if err := id.signal(sig); err != nil {
+		return fmt.Errorf("cluster %s: %s: %w", d.c.name, d.name, err)
+	}
+	return nil
+}
+
 // Kill sends a signal and, when it is one that ends the daemon, waits until it
 // is gone. A daemon that does not run is no error.
 func (d *Daemon) Kill(ctx context.Context, sig syscall.Signal) error {

@@ -12,7 +12,7 @@
 //	bin/bed user b peer remote          # client.remote, as documented for its peer
 //	bin/bed run -- cephfs-mirror --cluster a --id mirror -f
 //	bin/bed kill a mds.a; bin/bed restart a mds.a; bin/bed logs a osd.0
-//	bin/bed enter --cleanup -- go test -tags tentacle ./test/e2e/
+//	bin/bed enter --fresh -- go test -tags tentacle ./test/e2e/   # apart from a and b
 //	bin/bed down                        # everything, without a trace
 //
 // # Settings
@@ -26,7 +26,7 @@
 //
 // Everything of Ceph runs inside an environment: a private mount namespace in
 // which /etc/ceph is the bed's own. If the machine's Ceph is of the chosen
-// release, that is all. Otherwise the root is a cached root file system with
+// release and complete, headers included, that is all. Otherwise the root is a cached root file system with
 // the release's packages, made once with mmdebstrap; the checkout, Go with its
 // module cache, and /var/tmp are visible in it under their usual paths. /tmp is
 // fresh in each environment. There is no network for Go inside: modules must

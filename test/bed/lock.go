@@ -25,7 +25,12 @@ func tryLock(path string, exclusive bool) (*fileLock, error) {
 		how = syscall.LOCK_EX
 	}
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
+		// Reading is enough to lock, and all that is allowed on another user's
+		// file in a shared directory.
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open lock file: %w", err)
 		}

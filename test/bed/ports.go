@@ -85,7 +85,11 @@ func (r portRegistry) claim(ctx context.Context, owner string) (int, error) {
 		if !r.free(first, portsPerBlock) {
 			continue
 		}
-		return first, writeFile(filepath.Join(r.dir, strconv.Itoa(first)), []byte(owner), 0o644)
+		err := writeFile(filepath.Join(r.dir, strconv.Itoa(first)), []byte(owner), 0o644)
+		if errors.Is(err, os.ErrPermission) {
+			continue // another user's stale claim
+		}
+		return first, err
 	}
 	return 0, fmt.Errorf("no free block of %d ports between %d and %d", portsPerBlock, firstPort, lastPort)
 }

@@ -9,8 +9,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // Release is one Ceph release that the bed can run.
@@ -79,13 +82,18 @@ func parseMajor(out string) (int, bool) {
 	return n, err == nil
 }
 
-// nativeMajor returns the major version of the machine's own ceph-mon, or 0.
+// nativeMajor returns the major version of the machine's own Ceph, or 0 when
+// it has none or only a part.
 func nativeMajor(ctx context.Context) int {
-	path, err := exec.LookPath("ceph-mon")
-	if err != nil {
+	for _, p := range []string{"ceph", "ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "cephfs-mirror", "gcc"} {
+		if _, err := exec.LookPath(p); err != nil {
+			return 0
+		}
+	}
+	if _, err := os.Stat("/usr/include/cephfs/libcephfs.h"); err != nil {
 		return 0
 	}
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	out, err := exec.CommandContext(ctx, "ceph-mon", "--version").Output()
 	if err != nil {
 		return 0
 	}
@@ -162,6 +170,13 @@ func (r Release) MakeRootfs(ctx context.Context, logf func(string, ...any)) erro
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	// It must not go on writing when we are gone: the next run removes what it
+	// left. The parent-death signal is bound to this thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
 	if err := cmd.Run(); err != nil {
 		if rmErr := removeTree(part); rmErr != nil {
 			logf("remove %s: %v", part, rmErr)
