@@ -87,7 +87,7 @@ func (e *Engine) Start(ctx context.Context, cfg plugins.Config) (plugins.Info, e
 		AdminSocket: paths.adminSocket, LogFile: paths.logFile, PidFile: paths.pidFile, RunDir: paths.runDir,
 	}
 	if cfg.Mode == plugins.ModeControl {
-		e.control = control.New(e.conn)
+		e.control = control.New(e.conn, e.localClient)
 		close(e.done)
 		return e.info, nil
 	}

@@ -31,10 +31,16 @@ func ConnOptions() []ceph.Pair {
 // command once it is mounted. The way there is bounded by ConnOptions.
 const remoteBudget = 10 * time.Second
 
-// New returns the command family for the cluster of conn.
-func New(conn *rados.Conn) *Control { return &Control{backend{conn}} }
+// New returns the command family for the cluster of conn. Client makes further
+// clients of it: configured like conn, and not connected.
+func New(conn *rados.Conn, client func() (*rados.Conn, error)) *Control {
+	return &Control{backend{conn, client}}
+}
 
-type backend struct{ *rados.Conn }
+type backend struct {
+	*rados.Conn
+	client func() (*rados.Conn, error)
+}
 
 // OpenMap implements Backend.
 func (b backend) OpenMap(pool int64, fn func(DirMap) error) error {
@@ -52,7 +58,7 @@ func (b backend) OpenMap(pool int64, fn func(DirMap) error) error {
 
 // LocalMark implements Backend.
 func (b backend) LocalMark(ctx context.Context, fsName string) (string, error) {
-	m, err := mount(b.Conn, fsName)
+	m, err := mount(b.client, fsName)
 	if err != nil {
 		return "", fmt.Errorf("mounting file system %s: %w", fsName, err)
 	}
@@ -63,11 +69,14 @@ func (b backend) LocalMark(ctx context.Context, fsName string) (string, error) {
 
 // Dial implements Backend.
 func (b backend) Dial(ctx context.Context, r Remote) (RemoteFS, error) {
-	conn, err := connect(r)
+	conn, err := configure(r)
 	if err != nil {
 		return nil, err
 	}
-	fs, err := openRemote(ctx, conn, r.FSName)
+	if err := conn.Connect(); err != nil {
+		return nil, fmt.Errorf("connecting to cluster %s as client.%s: %w", r.Cluster, r.Client, err)
+	}
+	fs, err := openRemote(ctx, conn, r)
 	if err != nil {
 		conn.Shutdown()
 		return nil, err
@@ -75,8 +84,8 @@ func (b backend) Dial(ctx context.Context, r Remote) (RemoteFS, error) {
 	return fs, nil
 }
 
-// connect connects to the cluster of a peer.
-func connect(r Remote) (*rados.Conn, error) {
+// configure makes an unconnected client of a peer's cluster.
+func configure(r Remote) (*rados.Conn, error) {
 	conn, err := rados.NewConnWithClusterAndUser(r.Cluster, "client."+r.Client)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to connect to cluster %s: %w", r.Cluster, err)
@@ -91,9 +100,7 @@ func connect(r Remote) (*rados.Conn, error) {
 		return nil, fmt.Errorf("reading the configuration of cluster %s: %w", r.Cluster, err)
 	}
 	// This is no daemon: whatever the configuration says, no sockets and logs.
-	for _, name := range []string{"admin_socket", "log_file"} {
-		options = append(options, ceph.Pair{Key: name})
-	}
+	options = append(options, ceph.Pair{Key: "admin_socket"}, ceph.Pair{Key: "log_file"})
 	for _, name := range []string{"log_to_stderr", "err_to_stderr", "log_to_file"} {
 		options = append(options, ceph.Pair{Key: name, Value: "false"})
 	}
@@ -102,14 +109,11 @@ func connect(r Remote) (*rados.Conn, error) {
 			return nil, fmt.Errorf("setting %s for cluster %s: %w", o.Key, r.Cluster, err)
 		}
 	}
-	if err := conn.Connect(); err != nil {
-		return nil, fmt.Errorf("connecting to cluster %s as client.%s: %w", r.Cluster, r.Client, err)
-	}
 	return conn, nil
 }
 
-func openRemote(ctx context.Context, conn *rados.Conn, fsName string) (*remoteFS, error) {
-	dump, err := mon(conn, nil, object{{"prefix", "fs dump"}, {"format", "json"}})
+func openRemote(ctx context.Context, conn *rados.Conn, r Remote) (*remoteFS, error) {
+	dump, err := mon(conn, nil, request{"prefix": "fs dump", "format": "json"})
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +121,7 @@ func openRemote(ctx context.Context, conn *rados.Conn, fsName string) (*remoteFS
 	if err != nil {
 		return nil, err
 	}
-	fs := fsmap.ByName(fsName)
+	fs := fsmap.ByName(r.FSName)
 	if fs == nil {
 		return nil, errNoFS
 	}
@@ -125,24 +129,30 @@ func openRemote(ctx context.Context, conn *rados.Conn, fsName string) (*remoteFS
 	if err != nil {
 		return nil, fmt.Errorf("asking for the remote cluster's fsid: %w", err)
 	}
-	m, err := mount(conn, fsName)
+	m, err := mount(func() (*rados.Conn, error) { return configure(r) }, r.FSName)
 	if err != nil {
-		return nil, fmt.Errorf("mounting remote file system %s: %w", fsName, err)
+		return nil, fmt.Errorf("mounting remote file system %s: %w", r.FSName, err)
 	}
 	return &remoteFS{conn: conn, m: m, watchdog: watch(ctx, m), source: dirstore.Source{ClusterID: fsid, FSID: fs.ID}}, nil
 }
 
-// mount mounts the root of a file system.
-func mount(conn *rados.Conn, fsName string) (*ceph.Mount, error) {
-	m, err := ceph.NewMount(conn)
+// mount mounts the root of a file system, as root. Each mount has a client's
+// configuration of its own.
+func mount(client func() (*rados.Conn, error), fsName string) (*ceph.Mount, error) {
+	conf, err := client()
 	if err != nil {
 		return nil, err
 	}
-	err = m.SetConfigOption("client_mount_uid", "0")
-	if err == nil {
-		err = m.SetConfigOption("client_mount_gid", "0")
+	for _, name := range []string{"client_mount_uid", "client_mount_gid"} {
+		if err := conf.SetConfigOption(name, "0"); err != nil {
+			return nil, fmt.Errorf("setting %s: %w", name, err)
+		}
 	}
-	if err == nil {
+	m, err := ceph.NewMount(conf)
+	if err != nil {
+		return nil, err
+	}
+	if err = m.Init(); err == nil {
 		err = m.SelectFilesystem(fsName)
 	}
 	if err == nil {

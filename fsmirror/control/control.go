@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"strings"
 	"syscall"
@@ -214,7 +215,7 @@ const StockModule = "mirroring"
 // StockEnabled says whether the stock control plane is enabled. It asks the
 // monitors in the one way that a worker's capabilities allow.
 func StockEnabled(c Cluster) (bool, error) {
-	out, err := mon(c, nil, object{{"prefix", "status"}, {"format", "json"}})
+	out, err := mon(c, nil, request{"prefix": "status", "format": "json"})
 	if err != nil {
 		return false, fmt.Errorf("asking for the enabled mgr modules: %w", err)
 	}
@@ -249,21 +250,33 @@ func (c *Control) refuseBesideStock() error {
 	return nil
 }
 
+// request is a command to the monitors or the mgr, with its arguments: strings
+// and lists of them.
+type request map[string]any
+
+func (r request) encode() []byte {
+	b, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // cannot be, of strings
+	}
+	return b
+}
+
 // mon sends a command to the monitors. Secrets go into the input: arguments
 // end up in the audit log.
-func mon(c Cluster, input []byte, cmd object) ([]byte, error) {
-	out, status, err := c.MonCommandWithInputBuffer(pyJSON(cmd, 0), input)
+func mon(c Cluster, input []byte, cmd request) ([]byte, error) {
+	out, status, err := c.MonCommandWithInputBuffer(cmd.encode(), input)
 	if err != nil {
 		if status != "" {
 			err = fmt.Errorf("%w: %s", err, status)
 		}
-		return nil, fmt.Errorf("monitor command %q: %w", cmd[0].value, err)
+		return nil, fmt.Errorf("monitor command %q: %w", cmd["prefix"], err)
 	}
 	return out, nil
 }
 
 func (c *Control) fsmap() (*dirstore.FSMap, error) {
-	out, err := mon(c.b, nil, object{{"prefix", "fs dump"}, {"format", "json"}})
+	out, err := mon(c.b, nil, request{"prefix": "fs dump", "format": "json"})
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +330,7 @@ func (c *Control) enable(_ context.Context, p params) (string, error) {
 	if err := c.b.OpenMap(fs.MetadataPool, DirMap.Create); err != nil {
 		return "", fmt.Errorf("failed to enable mirroring: %w", err)
 	}
-	if _, err := mon(c.b, nil, object{{"prefix", "fs mirror enable"}, {"fs_name", name}}); err != nil {
+	if _, err := mon(c.b, nil, request{"prefix": "fs mirror enable", "fs_name": name}); err != nil {
 		return "", fmt.Errorf("failed to enable mirroring: %w", err)
 	}
 	return "", nil
@@ -331,7 +344,7 @@ func (c *Control) disable(_ context.Context, p params) (string, error) {
 	if fs == nil {
 		return "", failf(syscall.EINVAL, "failed to disable mirroring")
 	}
-	if _, err := mon(c.b, nil, object{{"prefix", "fs mirror disable"}, {"fs_name", name}}); err != nil {
+	if _, err := mon(c.b, nil, request{"prefix": "fs mirror disable", "fs_name": name}); err != nil {
 		return "", fmt.Errorf("failed to disable mirroring: %w", err)
 	}
 	for _, peer := range fs.Peers {
@@ -343,7 +356,7 @@ func (c *Control) disable(_ context.Context, p params) (string, error) {
 }
 
 func (c *Control) removeKey(fsName, uuid string) error {
-	_, err := mon(c.b, nil, object{{"prefix", "config-key rm"}, {"key", dirstore.PeerKey(fsName, uuid)}})
+	_, err := mon(c.b, nil, request{"prefix": "config-key rm", "key": dirstore.PeerKey(fsName, uuid)})
 	if ceph.Is(err, syscall.ENOENT) {
 		return nil
 	}
@@ -428,19 +441,26 @@ func (c *Control) change(ctx context.Context, fs *dirstore.FileSystem, fn func(*
 // wakeTimeout bounds the wait for workers that do not answer.
 const wakeTimeout = 2 * time.Second
 
+// gone says whether only the entry of a removed directory is left, which no
+// worker has to give up. The stock module leaves such when no worker runs.
+func gone(e dirstore.Entry) bool { return e.Purging && e.Instance == "" }
+
 func (c *Control) add(ctx context.Context, p params) (string, error) {
 	fs, dir, keys, err := c.directory(p)
 	if err != nil {
 		return "", err
 	}
 	return "", c.change(ctx, fs, func(m *dirstore.Contents) (dirstore.Change, error) {
-		if _, e, ok := tracked(m, keys); ok {
+		if _, e, ok := tracked(m, keys); ok && !gone(e) {
 			if e.Purging {
 				return dirstore.Change{}, failf(syscall.EAGAIN, "remove in-progress for %s", dir)
 			}
 			return dirstore.Change{}, failf(syscall.EEXIST, "directory %s is already tracked", dir)
 		}
 		for _, other := range sortedKeys(m.Dirs) {
+			if gone(m.Dirs[other]) {
+				continue
+			}
 			real := path.Clean(other)
 			if within(dir, real) {
 				return dirstore.Change{}, failf(syscall.EINVAL, "%s is a subtree of tracked path %s", dir, other)
@@ -467,7 +487,7 @@ func (c *Control) remove(ctx context.Context, p params) (string, error) {
 		if !ok {
 			return dirstore.Change{}, failf(syscall.ENOENT, "directory %s id not tracked", dir)
 		}
-		if e.Purging {
+		if e.Purging && !gone(e) {
 			return dirstore.Change{}, failf(syscall.EINVAL, "directory %s is under removal", dir)
 		}
 		key := dirstore.DirKey(found)
@@ -490,10 +510,12 @@ func (c *Control) load(fs *dirstore.FileSystem, fn func(DirMap, *dirstore.Conten
 		if ceph.Is(err, syscall.ENOENT) {
 			contents, err = dirstore.DecodeContents(nil), nil
 		}
-		if err == nil {
-			fn(m, contents)
+		if err != nil {
+			return err
 		}
-		return err
+		maps.DeleteFunc(contents.Dirs, func(_ string, e dirstore.Entry) bool { return gone(e) })
+		fn(m, contents)
+		return nil
 	})
 }
 
@@ -578,7 +600,7 @@ func (c *Control) showDistribution(_ context.Context, p params) ([]byte, error) 
 }
 
 func (c *Control) daemonStatus(context.Context, params) ([]byte, error) {
-	out, status, err := c.b.MgrCommand([][]byte{pyJSON(object{{"prefix", "service status"}, {"format", "json"}}, 0)})
+	out, status, err := c.b.MgrCommand([][]byte{request{"prefix": "service status", "format": "json"}.encode()})
 	if err != nil {
 		return nil, fmt.Errorf("asking the mgr for the service status: %w %s", err, status)
 	}

@@ -334,6 +334,8 @@ func TestStates(t *testing.T) {
 	put("/dead", dirstore.Entry{Instance: "1", LastShuffled: 1795311888})
 	put("/purging", dirstore.Entry{Instance: "4345", LastShuffled: 1, Purging: true})
 	put("//stock", dirstore.Entry{})
+	put("/gone", dirstore.Entry{Purging: true})
+	put("/gone2", dirstore.Entry{Purging: true})
 	m.omap["dir_map_/broken"] = []byte("junk")
 
 	show := func(path string) string { return mustCall(t, c, "dirmap", args{"fs_name": "fs1", "path": path}) }
@@ -375,6 +377,9 @@ func TestStates(t *testing.T) {
 	if _, ok := m.omap["dir_map_//stock"]; ok {
 		t.Error("//stock is still there")
 	}
+	expect("add", "/gone/below", 0, "")
+	expect("remove", "/gone", 0, "")
+	expect("add", "/gone2", 0, "")
 	expect("add", "/broken", 0, "")
 	if _, err := dirstore.DecodeEntry(m.omap["dir_map_/broken"]); err != nil {
 		t.Error(err)

@@ -171,14 +171,14 @@ func setMark(remote RemoteFS, source dirstore.Source) (set bool, err error) {
 func (c *Control) recordPeer(fsName string, peer dirstore.Peer, creds *dirstore.Credentials) error {
 	if creds != nil {
 		// As input, for arguments are written to the audit log.
-		_, err := mon(c.b, creds.Encode(), object{{"prefix", "config-key set"}, {"key", dirstore.PeerKey(fsName, peer.UUID)}})
+		_, err := mon(c.b, creds.Encode(), request{"prefix": "config-key set", "key": dirstore.PeerKey(fsName, peer.UUID)})
 		if err != nil {
 			return err
 		}
 	}
-	_, err := mon(c.b, nil, object{
-		{"prefix", "fs mirror peer_add"}, {"fs_name", fsName}, {"uuid", peer.UUID},
-		{"remote_cluster_spec", peer.Client + "@" + peer.Cluster}, {"remote_fs_name", peer.FSName},
+	_, err := mon(c.b, nil, request{
+		"prefix": "fs mirror peer_add", "fs_name": fsName, "uuid": peer.UUID,
+		"remote_cluster_spec": peer.Client + "@" + peer.Cluster, "remote_fs_name": peer.FSName,
 	})
 	if err != nil && creds != nil {
 		err = errors.Join(err, c.removeKey(fsName, peer.UUID))
@@ -205,7 +205,7 @@ func (c *Control) peerRemove(ctx context.Context, p params) (string, error) {
 		warning = fmt.Sprintf("peer removed, but its file system still is marked as mirrored to (attribute %s of its root): %v",
 			dirstore.RemoteMark, err)
 	}
-	_, err = mon(c.b, nil, object{{"prefix", "fs mirror peer_remove"}, {"fs_name", fs.Name}, {"uuid", id}})
+	_, err = mon(c.b, nil, request{"prefix": "fs mirror peer_remove", "fs_name": fs.Name, "uuid": id})
 	if err == nil {
 		err = c.removeKey(fs.Name, id)
 	}
@@ -223,7 +223,7 @@ func (c *Control) unmark(ctx context.Context, fs *dirstore.FileSystem, peer dirs
 	}
 	r := Remote{Cluster: peer.Cluster, FSName: peer.FSName}
 	_, r.Client, _ = strings.Cut(peer.Client, ".")
-	value, err := mon(c.b, nil, object{{"prefix", "config-key get"}, {"key", dirstore.PeerKey(fs.Name, peer.UUID)}})
+	value, err := mon(c.b, nil, request{"prefix": "config-key get", "key": dirstore.PeerKey(fs.Name, peer.UUID)})
 	switch {
 	case ceph.Is(err, syscall.ENOENT): // by conf file and keyring
 	case err != nil:
@@ -288,8 +288,8 @@ func (c *Control) authorize(fsName, user string) (key string, err error) {
 	}
 	key, caps, err := c.authGet(user)
 	if ceph.Is(err, syscall.ENOENT) {
-		if _, err = mon(c.b, nil, object{
-			{"prefix", "fs authorize"}, {"filesystem", fsName}, {"entity", user}, {"caps", list{"/", "rwps"}},
+		if _, err = mon(c.b, nil, request{
+			"prefix": "fs authorize", "filesystem": fsName, "entity": user, "caps": []string{"/", "rwps"},
 		}); err != nil {
 			return "", fmt.Errorf("failed to bootstrap peer: %w", err)
 		}
@@ -305,7 +305,7 @@ func (c *Control) authorize(fsName, user string) (key string, err error) {
 }
 
 func (c *Control) authGet(user string) (key string, caps map[string]string, err error) {
-	out, err := mon(c.b, nil, object{{"prefix", "auth get"}, {"entity", user}, {"format", "json"}})
+	out, err := mon(c.b, nil, request{"prefix": "auth get", "entity": user, "format": "json"})
 	if err != nil {
 		return "", nil, err
 	}
@@ -325,7 +325,7 @@ func (c *Control) monHost() (string, error) {
 	if host, err := c.b.GetConfigOption("mon_host"); err == nil && host != "" {
 		return host, nil
 	}
-	out, err := mon(c.b, nil, object{{"prefix", "mon dump"}, {"format", "json"}})
+	out, err := mon(c.b, nil, request{"prefix": "mon dump", "format": "json"})
 	if err != nil {
 		return "", err
 	}

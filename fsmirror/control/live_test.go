@@ -1,0 +1,392 @@
+//go:build cgo
+
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/google/go-cmp/cmp"
+
+	"cephmirror/fsmirror/dirstore"
+	"cephmirror/internal/ceph"
+	"cephmirror/test/bed"
+)
+
+// clusters brings up two clusters with file systems fs1 and fs2 each. The mgr
+// module that is the stock control plane is enabled on the first.
+func clusters(t *testing.T) (b *bed.Bed, near, far *bed.Cluster) {
+	t.Helper()
+	if bed.InsideRelease() == "" {
+		t.Skip("needs Ceph: run with bed enter")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	b, err := bed.Open(bed.Options{Logf: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close(context.WithoutCancel(t.Context())) })
+	up := func(name string, modules ...string) *bed.Cluster {
+		c, err := b.Up(ctx, bed.ClusterSpec{Name: name, FileSystems: []string{"fs1", "fs2"}, MgrModules: modules, MgrBcrypt: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := c.Down(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+		return c
+	}
+	return b, up("near", StockModule), up("far")
+}
+
+// client makes an unconnected administrator's client of a test cluster.
+func client(cluster string) (*rados.Conn, error) {
+	conn, err := rados.NewConnWithClusterAndUser(cluster, "client.admin")
+	if err == nil {
+		err = conn.ReadDefaultConfigFile()
+	}
+	for _, o := range append(ConnOptions(), ceph.Pair{Key: "admin_socket"}) {
+		if err == nil {
+			err = conn.SetConfigOption(o.Key, o.Value)
+		}
+	}
+	return conn, err
+}
+
+// open connects to a test cluster.
+func open(t *testing.T, cluster string) (*rados.Conn, *Control) {
+	t.Helper()
+	conn, err := client(cluster)
+	if err == nil {
+		err = conn.Connect()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Shutdown)
+	return conn, New(conn, func() (*rados.Conn, error) { return client(cluster) })
+}
+
+// stockCall sends commands to the stock module. It may lag behind the maps of
+// the monitors, and cannot be asked while the mgr restarts.
+func stockCall(t *testing.T, conn *rados.Conn) func(string, args) Result {
+	return func(cmd string, a args) Result {
+		t.Helper()
+		msg := request{"prefix": Prefix + cmd}
+		maps.Copy(msg, a)
+		out, status, err := conn.MgrCommand([][]byte{msg.encode()})
+		return Result{Errno: ceph.Errno(err), Out: out, Status: status}
+	}
+}
+
+// eventually waits until check returns "".
+func eventually(t *testing.T, what string, check func() string) {
+	t.Helper()
+	deadline := time.Now().Add(90 * time.Second)
+	for {
+		problem := check()
+		if problem == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %s", what, problem)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// module turns the stock module on or off and waits until that is so.
+func module(t *testing.T, near *bed.Cluster, conn *rados.Conn, on bool) {
+	t.Helper()
+	verb := "disable"
+	if on {
+		verb = "enable"
+	}
+	if _, err := near.MonCommand(t.Context(), map[string]any{"prefix": "mgr module " + verb, "module": StockModule}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, verb+" the module", func() string {
+		if enabled, err := StockEnabled(conn); err != nil || enabled != on {
+			return fmt.Sprint("enabled: ", enabled, err)
+		}
+		r := stockCall(t, conn)("daemon status", nil)
+		if on != (r.Errno == 0) {
+			return fmt.Sprint(r.Errno, r.Status)
+		}
+		return ""
+	})
+	// The mgr restarts when its modules change.
+	if err := near.WaitHealthy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustOut(t *testing.T, r Result) string {
+	t.Helper()
+	if r.Errno != 0 {
+		t.Fatalf("%v %s", r.Errno, r.Status)
+	}
+	return strings.TrimRight(string(r.Out), "\n")
+}
+
+// TestLive compares our commands with those of the stock module: the same
+// steps give the same answers, and each finds what the other has left.
+func TestLive(t *testing.T) {
+	b, near, far := clusters(t)
+	admin, ours := open(t, "near")
+	_, farOurs := open(t, "far")
+	stock := stockCall(t, admin)
+
+	token := bootstrap(t, farOurs, "fs1", "client.peer", "far")
+	self := bootstrap(t, ours, "fs1", "client.self", "self")
+	vars := tokenVars(t, token, self)
+
+	t.Run("stock", func(t *testing.T) {
+		s := &scenario{call: stock, stock: true, vars: vars, pause: func() { waitForStock(t, near, stock) }}
+		s.run(t, steps())
+	})
+	for _, cmd := range []string{"enable", "add", "peer_add"} {
+		if r := ours.Call(t.Context(), Prefix+cmd, args{"fs_name": "fs1"}); r.Errno != syscall.EBUSY {
+			t.Errorf("%s beside the stock module: %v %s", cmd, r.Errno, r.Status)
+		}
+	}
+	module(t, near, admin, false)
+	clearMap(t, ours)
+	t.Run("ours", func(t *testing.T) {
+		s := &scenario{vars: vars, call: func(cmd string, a args) Result {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			return ours.Call(ctx, Prefix+cmd, a)
+		}}
+		s.run(t, steps())
+	})
+	t.Run("existing user", func(t *testing.T) { testExistingUser(t, near, ours) })
+	t.Run("bounded", func(t *testing.T) { testBounded(t, far, ours, vars) })
+	t.Run("handover", func(t *testing.T) { testHandover(t, b, near, admin, ours, stock, token) })
+}
+
+// clearMap removes what the stock module leaves of directories that were removed
+// while there was no worker.
+func clearMap(t *testing.T, ours *Control) {
+	t.Helper()
+	m, err := ours.fsmap()
+	if err == nil {
+		err = ours.b.OpenMap(m.ByName("fs1").MetadataPool, func(d DirMap) error {
+			contents, err := d.Load()
+			if err != nil {
+				return err
+			}
+			return d.Apply(dirstore.Change{Remove: sortedKeys(contents.Raw)})
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitForStock waits until the stock module has taken notice of the flags.
+func waitForStock(t *testing.T, near *bed.Cluster, stock func(string, args) Result) {
+	t.Helper()
+	eventually(t, "stock module", func() string {
+		dump, err := near.MonCommand(t.Context(), map[string]any{"prefix": "fs dump", "format": "json"})
+		if err != nil {
+			return err.Error()
+		}
+		m, err := dirstore.ParseFSMap([]byte(dump))
+		if err != nil {
+			return err.Error()
+		}
+		for _, fs := range m.FileSystems {
+			r := stock("ls", args{"fs_name": fs.Name})
+			if (r.Errno == 0) != fs.Mirrored {
+				return fmt.Sprintf("%s: %v %s", fs.Name, r.Errno, r.Status)
+			}
+		}
+		return ""
+	})
+}
+
+func testExistingUser(t *testing.T, near *bed.Cluster, ours *Control) {
+	get := func() string {
+		out, err := near.MonCommand(t.Context(), map[string]any{"prefix": "auth get", "entity": "client.admin"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	before := get()
+	r := ours.Call(t.Context(), Prefix+"peer_bootstrap create", args{"fs_name": "fs1", "client_name": "client.admin", "site_name": "s"})
+	if r.Errno != syscall.EINVAL {
+		t.Errorf("%v %s", r.Errno, r.Status)
+	}
+	if diff := cmp.Diff(before, get()); diff != "" {
+		t.Errorf("capabilities changed:\n%s", diff)
+	}
+}
+
+// testBounded: a cluster that is away, or one without an MDS, is told of in time.
+func testBounded(t *testing.T, far *bed.Cluster, ours *Control, vars map[string]string) {
+	limited := func(what string, limit time.Duration, a args, want ...syscall.Errno) {
+		t.Helper()
+		begin := time.Now()
+		r := ours.Call(t.Context(), Prefix+"peer_add", a)
+		took := time.Since(begin).Round(time.Millisecond)
+		t.Logf("%s: %v %s after %v", what, r.Errno, r.Status, took)
+		ok := false
+		for _, e := range want {
+			ok = ok || r.Errno == e
+		}
+		if !ok || took > limit || !strings.HasPrefix(r.Status, "failed to add peer") {
+			t.Errorf("%s: %v %s after %v", what, r.Errno, r.Status, took)
+		}
+	}
+	mustCall(t, ours, "enable", args{"fs_name": "fs1"})
+	a := args{"fs_name": "fs1", "remote_cluster_spec": "client.peer@far", "remote_mon_host": vars["$MON"], "cephx_key": vars["$KEY"]}
+	nobody := args{"fs_name": "fs1", "remote_cluster_spec": "client.peer@far", "remote_mon_host": "127.0.0.1:9", "cephx_key": vars["$KEY"]}
+	limited("nobody there", 15*time.Second, nobody, syscall.ETIMEDOUT)
+
+	stopped := func(name string) func() {
+		t.Helper()
+		if err := far.Daemon(name).Kill(t.Context(), syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			if err := far.Daemon(name).Kill(t.Context(), syscall.SIGCONT); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	cont := stopped("mon.a")
+	limited("frozen monitor", 15*time.Second, a, syscall.ETIMEDOUT)
+	cont()
+	var conts []func()
+	for _, d := range far.Daemons() {
+		if strings.HasPrefix(d.Name(), "mds.") {
+			conts = append(conts, stopped(d.Name()))
+		}
+	}
+	limited("frozen MDS", 25*time.Second, a, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENOTCONN, syscall.ESHUTDOWN)
+	for _, cont := range conts {
+		cont()
+	}
+	if err := far.WaitHealthy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustCall(t, ours, "disable", args{"fs_name": "fs1"})
+}
+
+// testHandover: with a stock worker at work, each of the two control planes
+// takes over what the other has stored, and shows the same.
+func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn, ours *Control, stock func(string, args) Result, token string) {
+	ctx := t.Context()
+	fs := args{"fs_name": "fs1"}
+	dir := func(p string) args { return args{"fs_name": "fs1", "path": p} }
+	mustCall(t, ours, "enable", fs)
+	mustCall(t, ours, "peer_bootstrap import", args{"fs_name": "fs1", "token": token})
+	for _, p := range []string{"/one", "/two", "/three é"} {
+		mustCall(t, ours, "add", dir(p))
+	}
+
+	if err := near.AddMirrorUser(ctx, "mirror"); err != nil {
+		t.Fatal(err)
+	}
+	worker, err := b.StartProcess(bed.ProcessSpec{Name: "worker", Args: []string{"cephfs-mirror", "--cluster", "near", "--id", "mirror", "-f"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := worker.Stop(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	}()
+	module(t, near, admin, true)
+	eventually(t, "stock takes over", func() string {
+		r := stock("ls", fs)
+		if diff := cmp.Diff(mustCall(t, ours, "ls", fs), strings.TrimRight(string(r.Out), "\n")); r.Errno != 0 || diff != "" {
+			return fmt.Sprint(r.Errno, r.Status, diff)
+		}
+		if got := mustCall(t, ours, "show distribution", fs); !strings.Contains(got, "3 directories") {
+			return got
+		}
+		return ""
+	})
+	// It stores a mapping before the worker has it.
+	eventually(t, "all mapped", func() string {
+		for _, p := range []string{"/one", "/two", "/three é"} {
+			if got := mustOut(t, stock("dirmap", dir(p))); !strings.Contains(got, "mapped") {
+				return got
+			}
+		}
+		if got := mustCall(t, ours, "daemon status", nil); !strings.Contains(got, `"directory_count": 3`) {
+			return got
+		}
+		return ""
+	})
+	same := func() {
+		t.Helper()
+		for cmd, a := range map[string]args{
+			"ls": fs, "peer_list": fs, "show distribution": fs, "daemon status": nil, "dirmap": dir("/three é"),
+		} {
+			if diff := cmp.Diff(mustOut(t, stock(cmd, a)), mustCall(t, ours, cmd, a)); diff != "" {
+				t.Errorf("%s (-stock +ours):\n%s", cmd, diff)
+			}
+		}
+	}
+	same()
+	mapped := mustCall(t, ours, "dirmap", dir("/one"))
+
+	// What the stock module adds is ours when it is gone.
+	mustOut(t, stock("add", dir("/four")))
+	module(t, near, admin, false)
+	if got := mustCall(t, ours, "dirmap", dir("/one")); got != mapped {
+		t.Errorf("state of /one is %s, was %s", got, mapped)
+	}
+	mustCall(t, ours, "remove", dir("/one"))
+	if r := ours.Call(ctx, Prefix+"remove", dir("/one")); r.Errno != syscall.EINVAL || r.Status != "directory /one is under removal" {
+		t.Errorf("%v %s", r.Errno, r.Status)
+	}
+	if r := ours.Call(ctx, Prefix+"add", dir("/one")); r.Errno != syscall.EAGAIN {
+		t.Errorf("%v %s", r.Errno, r.Status)
+	}
+	mustCall(t, ours, "add", dir("/five"))
+
+	// And the removal that was begun is finished by the stock module.
+	module(t, near, admin, true)
+	want := `["/five","/four","/three é","/two"]`
+	eventually(t, "stock takes over again", func() string {
+		var dirs []string
+		if err := json.Unmarshal([]byte(mustCall(t, ours, "ls", fs)), &dirs); err != nil {
+			return err.Error()
+		}
+		if got := string(marshal(dirs)); got != want {
+			return got
+		}
+		if got := mustCall(t, ours, "show distribution", fs); !strings.Contains(got, "4 directories") {
+			return got
+		}
+		if got := mustCall(t, ours, "daemon status", nil); !strings.Contains(got, `"directory_count": 4`) {
+			return got
+		}
+		for _, p := range dirs {
+			if got := mustOut(t, stock("dirmap", dir(p))); !strings.Contains(got, "mapped") {
+				return got
+			}
+		}
+		return ""
+	})
+	for cmd, a := range map[string]args{"show distribution": fs, "daemon status": nil, "dirmap": dir("/two")} {
+		if diff := cmp.Diff(mustOut(t, stock(cmd, a)), mustCall(t, ours, cmd, a)); diff != "" {
+			t.Errorf("%s (-stock +ours):\n%s", cmd, diff)
+		}
+	}
+}
