@@ -106,7 +106,6 @@ type plan struct {
 	last   *snapshot  // on the peer, the newest whose source still exists
 	sync   []snapshot // of the source, oldest first
 	clash  []string   // strays that stand in the way of a snapshot to be made
-	newest *snapshot  // on the peer, before anything was removed
 }
 
 type renaming struct{ from, to string }
@@ -122,7 +121,6 @@ func makePlan(local, mirrored []snapshot, strays []string) plan {
 	names := make(map[string]bool)
 	var moves []renaming
 	for i, m := range mirrored {
-		p.newest = &mirrored[i]
 		source, ok := byID[m.primary]
 		if !ok {
 			p.remove = append(p.remove, m)
