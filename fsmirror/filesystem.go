@@ -526,7 +526,8 @@ func (f *filesystem) watchSnapshots(ctx context.Context) {
 			}
 			was, known := seen[dir]
 			seen[dir] = st
-			if known && (was.Version != st.Version || was.Mtime != st.Mtime || was.Ino != st.Ino) {
+			// What is seen first may be newer than what a cycle has seen.
+			if !known || was.Version != st.Version || was.Mtime != st.Mtime || was.Ino != st.Ino {
 				for _, p := range peers {
 					p.changed(dir)
 				}
