@@ -284,6 +284,32 @@ func (m Maker) RenameSnap(from, to string) {
 	m.must(m.c.Rename(m.path(".snap/"+from), m.path(".snap/"+to)), "rename snapshot %q to %q", from, to)
 }
 
+// RemoveSnapsAndAll removes a directory with all its own snapshots.
+func (m Maker) RemoveSnapsAndAll(rel string) {
+	m.t.Helper()
+	d, err := m.c.OpenDir(m.path(rel + "/.snap"))
+	if ceph.Is(err, syscall.ENOENT) {
+		return
+	}
+	m.must(err, "list snapshots of %q", rel)
+	var names []string
+	for {
+		e, err := d.ReadDir()
+		m.must(err, "list snapshots of %q", rel)
+		if e == nil {
+			break
+		}
+		if n := e.Name(); n != "." && n != ".." && !strings.HasPrefix(n, "_") {
+			names = append(names, n)
+		}
+	}
+	m.must(d.Close(), "list snapshots of %q", rel)
+	for _, n := range names {
+		m.must(m.c.RemoveSnapshot(m.path(rel), n), "remove snapshot %q of %s", n, rel)
+	}
+	m.RemoveAll(rel)
+}
+
 // Data returns n bytes that look random and depend on seed alone.
 func Data(seed uint64, n int) []byte {
 	var key [32]byte

@@ -100,6 +100,13 @@ func (e *env) setKey(t *testing.T, id, key string) {
 // at the end of the test.
 func (e *env) track(t *testing.T, dir string) {
 	t.Helper()
+	e.trackFor(t, dir)
+	t.Cleanup(func() { e.untrack(t, dir) })
+}
+
+// trackFor is track without an end.
+func (e *env) trackFor(t *testing.T, dir string) {
+	t.Helper()
 	s := e.store(t)
 	err := s.Apply(dirstore.Change{Set: map[string][]byte{dirstore.DirKey(dir): dirstore.Entry{}.Encode()}})
 	if err != nil {
@@ -108,7 +115,6 @@ func (e *env) track(t *testing.T, dir string) {
 	if err := s.Wake(time.Second); err != nil {
 		t.Logf("waking the controller: %v", err)
 	}
-	t.Cleanup(func() { e.untrack(t, dir) })
 }
 
 // untrack takes a directory out of the map.
