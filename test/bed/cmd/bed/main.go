@@ -420,11 +420,18 @@ func (a *app) contCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			sig := syscall.SIGSTOP
+			sig, want := syscall.SIGSTOP, "stopped"
 			if d.State() == "stopped" {
-				sig = syscall.SIGCONT
+				sig, want = syscall.SIGCONT, "running"
 			}
-			if err := d.Kill(cmd.Context(), sig); err != nil {
+			if err := d.Signal(sig); err != nil {
+				return err
+			}
+			// Stopping all threads takes a moment.
+			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
+			defer cancel()
+			err = bed.Poll(ctx, args[1]+" to be "+want, func(context.Context) (bool, error) { return d.State() == want, nil })
+			if err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), d.State())
