@@ -7,6 +7,7 @@ import (
 	"path"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/cephfs"
 	"github.com/rs/zerolog"
@@ -167,6 +168,7 @@ func (c *cycle) tidy(ctx context.Context, p plan) error {
 
 // sync makes the peer's tree equal to snapshot s and makes the snapshot there.
 func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []snapshot) (err error) {
+	started := time.Now()
 	progress := &treesync.Progress{}
 	begun := c.status.begin(s, progress)
 	defer func() { c.status.end(s, progress, begun, err) }()
@@ -236,6 +238,9 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	if err := treesync.Run(ctx, params); err != nil {
 		return fmt.Errorf("synchronising snapshot %s of %s: %w", s.name, c.dir, err)
 	}
+	if !sleep(ctx, settleTime-time.Since(started)) {
+		return context.Cause(ctx)
+	}
 	if err := c.verify(ctx, params); err != nil {
 		return fmt.Errorf("verifying snapshot %s of %s: %w", s.name, c.dir, err)
 	}
@@ -288,6 +293,11 @@ func (c *cycle) verify(ctx context.Context, params treesync.Params) error {
 }
 
 const verifyPasses = 3
+
+// settleTime is how long after a snapshot was seen its attributes are taken for
+// final: clients are told of it and flush what belongs to it within
+// milliseconds, and the MDS journals that.
+const settleTime = 750 * time.Millisecond
 
 // trustStock tells whether a file that the stock daemon copied can be trusted
 // to have the content that its size and modification time promise. It misses
