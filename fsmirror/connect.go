@@ -33,7 +33,7 @@ var clientOptions = []plugins.Option{
 	{Name: "client_snapdir", Value: ".snap"},
 	{Name: "client_cache_size", Value: "8192"},
 	{Name: "client_quota", Value: "false"},
-	{Name: "log_to_stderr", Value: "true"},
+	{Name: "log_to_stderr", Value: "false"},
 	{Name: "err_to_stderr", Value: "true"},
 	{Name: "log_max_recent", Value: "100"},
 	{Name: "crash_dir", Value: ""},

@@ -181,6 +181,11 @@ func (f *filesystem) serve() (err error) {
 	}
 	defer f.unwatch(all)
 
+	if err := f.setNote(instancePrefix+f.eng.instance, ""); err != nil {
+		return err
+	}
+	defer f.removeNote(instancePrefix + f.eng.instance)
+
 	f.setServing(true)
 	defer f.setServing(false)
 	f.reconcile()

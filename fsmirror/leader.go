@@ -29,8 +29,11 @@ const (
 	// deadAfter is how long an instance may be silent before it is taken for
 	// dead, as the stock module does.
 	deadAfter = 30 * time.Second
-	// notifyTimeout is the time an instance has to answer.
+	// notifyTimeout is the time an instance has to answer an assignment.
 	notifyTimeout = 5 * time.Second
+	// discoverTimeout is the time instances have to answer a search, which is
+	// soon repeated.
+	discoverTimeout = 2 * time.Second
 )
 
 // leader is the state of a controller of one file system's directory map.
@@ -41,6 +44,7 @@ type leader struct {
 	leading   bool
 	heard     map[string]time.Time // instance → last answer
 	addrs     map[string]string    // of all instances heard of
+	dead      map[string]bool      // instances known to be gone for good
 	instances map[string]string    // as published: instance → address
 	units     map[string]bool      // as published: directory → being removed
 }
@@ -48,7 +52,7 @@ type leader struct {
 // control takes the part of the controller whenever nobody else has it, until
 // ctx ends.
 func (f *filesystem) control(ctx context.Context, ioctx *rados.IOContext) {
-	l := &leader{f: f, ioctx: ioctx, store: dirstore.NewStore(ioctx), heard: make(map[string]time.Time), addrs: make(map[string]string)}
+	l := &leader{f: f, ioctx: ioctx, store: dirstore.NewStore(ioctx), heard: make(map[string]time.Time), addrs: make(map[string]string), dead: make(map[string]bool)}
 	defer l.resign("the worker stops")
 	var moduleAsked time.Time
 	module := true
@@ -127,9 +131,14 @@ func (l *leader) round(ctx context.Context) error {
 		if _, answers := l.heard[current]; current != "" && answers {
 			return nil
 		}
-		// Give another one that just started as long as a dead one gets.
-		if current != "" && !l.silentSince(current, deadAfter) {
-			return nil
+		if current != "" {
+			if err := l.bury(); err != nil {
+				return err
+			}
+			// Give another one that just started as long as a dead one gets.
+			if !l.dead[current] && !l.silentSince(current, deadAfter) {
+				return nil
+			}
 		}
 		if err := l.store.SetController(current, own); err != nil {
 			if errors.Is(err, dirstore.ErrConflict) {
@@ -213,7 +222,7 @@ func (l *leader) storeInstances(stored map[string]string) error {
 
 // discover asks who is there. All workers answer, ours too.
 func (l *leader) discover() error {
-	acks, _, err := l.ioctx.NotifyWithTimeout(dirstore.Object, nil, notifyTimeout)
+	acks, silent, err := l.ioctx.NotifyWithTimeout(dirstore.Object, nil, discoverTimeout)
 	if err != nil && !ceph.Is(err, syscall.ETIMEDOUT) {
 		return fmt.Errorf("looking for instances: %w", err)
 	}
@@ -228,11 +237,30 @@ func (l *leader) discover() error {
 		delete(l.heard, "missed "+id)
 		l.addrs[id] = addr
 	}
+	if len(silent) > 0 {
+		if err := l.bury(); err != nil {
+			return err
+		}
+	}
 	for id, at := range l.heard {
 		if now.Sub(at) > 2*deadAfter {
 			delete(l.heard, id)
 			delete(l.addrs, id)
 		}
+	}
+	return nil
+}
+
+// bury takes instances for gone whose process on this machine is no more.
+func (l *leader) bury() error {
+	dead, err := l.f.deadInstances()
+	if err != nil {
+		return err
+	}
+	for id := range dead {
+		l.dead[id] = true
+		delete(l.heard, id)
+		l.f.removeNote(instancePrefix + id)
 	}
 	return nil
 }

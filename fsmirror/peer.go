@@ -273,7 +273,7 @@ func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 			if err := c.mount.Unmount(); err != nil {
 				p.log.Debug().Err(err).Msg("unmounting the peer")
 			} else {
-				p.fs.forgetSession(c.session)
+				p.fs.removeNote(sessionPrefix + c.session)
 			}
 		}
 		if err := c.mount.Release(); err != nil {

@@ -27,7 +27,6 @@ type directory struct {
 	last     *lastSynced
 
 	synced, deleted, renamed uint64
-	bytes                    uint64 // in this cycle
 }
 
 // lastSynced is the newest snapshot on the peer. here: synced by this process.

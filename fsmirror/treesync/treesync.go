@@ -175,17 +175,16 @@ type run struct {
 	scan   snapdiff.Differ
 	blank  bool // the target was empty at the start
 
-	mu      sync.Mutex
-	cond    *sync.Cond
-	active  int              // workers at work
-	copies  []*copyJob       // large files with chunks left to hand out
-	names   []*node          // directories with names left to hand out
-	ready   []task           // names that waited for a link
-	dirs    []*node          // directories to visit, deepest last
-	links   map[uint64]*link // by inode of the snapshot
-	parked  int
-	pending int               // chunks handed out or not, of all copies
-	owner   map[uint64]uint64 // target inode → snapshot inode, of linked files
+	mu     sync.Mutex
+	cond   *sync.Cond
+	active int              // workers at work
+	copies []*copyJob       // large files with chunks left to hand out
+	names  []*node          // directories with names left to hand out
+	ready  []task           // names that waited for a link
+	dirs   []*node          // directories to visit, deepest last
+	links  map[uint64]*link // by inode of the snapshot
+	parked int
+	owner  map[uint64]uint64 // target inode → snapshot inode, of linked files
 }
 
 // work takes what is most urgent until nothing is left: chunks before names
