@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
@@ -81,19 +80,6 @@ func (e *env) addPeer(t *testing.T, user, fs string) string {
 func (e *env) removePeer(t *testing.T, id string) {
 	t.Helper()
 	mon(t, e.a, map[string]any{"prefix": "fs mirror peer_remove", "fs_name": fsName, "uuid": id})
-}
-
-// setKey stores credentials for a peer.
-func (e *env) setKey(t *testing.T, id, key string) {
-	t.Helper()
-	v, err := json.Marshal(map[string]string{"mon_host": e.b.MonHost(), "key": key})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mon(t, e.a, map[string]any{"prefix": "config-key set", "key": dirstore.PeerKey(fsName, id), "val": string(v)})
-	t.Cleanup(func() {
-		mon(t, e.a, map[string]any{"prefix": "config-key rm", "key": dirstore.PeerKey(fsName, id)})
-	})
 }
 
 // track adds a directory to the map and wakes the controller. It is taken out

@@ -294,3 +294,10 @@ func holds(t *testing.T, d time.Duration, what string, f func() error) {
 		}
 	}
 }
+
+func mustJSON(t *testing.T, text string, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		t.Fatalf("%v in %.300s", err, text)
+	}
+}
