@@ -65,6 +65,7 @@ func (c *cycle) run(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	listed := time.Now()
 	root, err := c.lock(ctx, st.Mode&07777)
 	if err != nil {
 		return false, err
@@ -92,6 +93,9 @@ func (c *cycle) run(ctx context.Context) (more bool, err error) {
 		return false, invalidMetadata{p.clash[0]}
 	}
 	last := p.last
+	if len(p.sync) > 0 && !sleep(ctx, settleTime-time.Since(listed)) {
+		return false, context.Cause(ctx)
+	}
 	for i, s := range p.sync {
 		if i == c.opts.snapshots {
 			return true, nil
@@ -168,7 +172,6 @@ func (c *cycle) tidy(ctx context.Context, p plan) error {
 
 // sync makes the peer's tree equal to snapshot s and makes the snapshot there.
 func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []snapshot) (err error) {
-	started := time.Now()
 	progress := &treesync.Progress{}
 	begun := c.status.begin(s, progress)
 	defer func() { c.status.end(s, progress, begun, err) }()
@@ -238,9 +241,6 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	if err := treesync.Run(ctx, params); err != nil {
 		return fmt.Errorf("synchronising snapshot %s of %s: %w", s.name, c.dir, err)
 	}
-	if !sleep(ctx, settleTime-time.Since(started)) {
-		return context.Cause(ctx)
-	}
 	if err := c.verify(ctx, params); err != nil {
 		return fmt.Errorf("verifying snapshot %s of %s: %w", s.name, c.dir, err)
 	}
@@ -294,10 +294,11 @@ func (c *cycle) verify(ctx context.Context, params treesync.Params) error {
 
 const verifyPasses = 3
 
-// settleTime is how long after a snapshot was seen its attributes are taken for
-// final: clients are told of it and flush what belongs to it within
-// milliseconds, and the MDS journals that.
-const settleTime = 750 * time.Millisecond
+// settleTime is how long after a snapshot was first seen it is left alone. What
+// other clients still hold of it when it is made the MDS asks them for, and then
+// makes us wait when we ask; but for the milliseconds in which their answers are
+// under way it shows old attributes as if they were final.
+const settleTime = 500 * time.Millisecond
 
 // trustStock tells whether a file that the stock daemon copied can be trusted
 // to have the content that its size and modification time promise. It misses
