@@ -113,7 +113,7 @@ func (d *daemon) stopWithin(t *testing.T, limit time.Duration) {
 // by itself.
 func (d *daemon) kill(t *testing.T) {
 	t.Helper()
-	family := d.Family()
+	family := append(d.Family(), d.plugin(t))
 	if err := d.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -140,14 +140,23 @@ func alive(pid int) bool {
 // plugin returns the process id of the plugin.
 func (d *daemon) plugin(t *testing.T) int {
 	t.Helper()
-	for _, pid := range d.Family() {
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if err == nil && strings.HasPrefix(filepath.Base(exe), "cephmirror-cephfs") {
-			return pid
-		}
+	var st struct {
+		Plugin struct {
+			PID int `json:"pid"`
+		} `json:"plugin"`
 	}
-	t.Fatal("the daemon has no plugin")
-	return 0
+	within(t, 20*time.Second, "the host to have a plugin", func() error {
+		out, err := d.call("cephmirror status")
+		if err != nil {
+			return err
+		}
+		mustJSON(t, string(out), &st)
+		if st.Plugin.PID == 0 {
+			return fmt.Errorf("none in %s", out)
+		}
+		return nil
+	})
+	return st.Plugin.PID
 }
 
 // dump logs what may explain a failure.
