@@ -63,7 +63,7 @@ func packages() []string {
 	return []string{
 		"ceph-mon", "ceph-osd", "ceph-mds", "ceph-mgr", "ceph-mgr-modules-core",
 		"ceph-common", "rbd-mirror", "cephfs-mirror",
-		"librados-dev", "librbd-dev", "libcephfs-dev",
+		"librados-dev", "libradospp-dev", "librbd-dev", "libcephfs-dev",
 		"gcc", "g++", "libc6-dev", "make",
 		"iproute2", "procps", "jq",
 		"python3-rados", "python3-rbd", "python3-cephfs",
@@ -90,8 +90,10 @@ func nativeMajor(ctx context.Context) int {
 			return 0
 		}
 	}
-	if _, err := os.Stat("/usr/include/cephfs/libcephfs.h"); err != nil {
-		return 0
+	for _, p := range []string{"cephfs/libcephfs.h", "rados/librados.hpp"} {
+		if _, err := os.Stat("/usr/include/" + p); err != nil {
+			return 0
+		}
 	}
 	out, err := exec.CommandContext(ctx, "ceph-mon", "--version").Output()
 	if err != nil {
