@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 	"time"
 
@@ -27,9 +26,9 @@ func ConnOptions() []ceph.Pair {
 	}
 }
 
-// remoteBudget bounds all that is done with a remote file system for one
-// command once it is mounted. The way there is bounded by ConnOptions.
-const remoteBudget = 10 * time.Second
+// mountBudget bounds all that is done with a mounted file system for one
+// command. The way there is bounded by ConnOptions.
+const mountBudget = 10 * time.Second
 
 // New returns the command family for the cluster of conn. Client makes further
 // clients of it: configured like conn, and not connected.
@@ -58,13 +57,12 @@ func (b backend) OpenMap(pool int64, fn func(DirMap) error) error {
 
 // LocalMark implements Backend.
 func (b backend) LocalMark(ctx context.Context, fsName string) (string, error) {
-	m, err := mount(b.client, fsName)
+	m, err := mount(ctx, b.client, fsName)
 	if err != nil {
 		return "", fmt.Errorf("mounting file system %s: %w", fsName, err)
 	}
-	w := watch(ctx, m)
-	defer w.close()
-	return getMark(m)
+	defer m.close()
+	return m.mark()
 }
 
 // Dial implements Backend.
@@ -129,23 +127,37 @@ func openRemote(ctx context.Context, conn *rados.Conn, r Remote) (*remoteFS, err
 	if err != nil {
 		return nil, fmt.Errorf("asking for the remote cluster's fsid: %w", err)
 	}
-	m, err := mount(func() (*rados.Conn, error) { return configure(r) }, r.FSName)
+	m, err := mount(ctx, func() (*rados.Conn, error) { return configure(r) }, r.FSName)
 	if err != nil {
 		return nil, fmt.Errorf("mounting remote file system %s: %w", r.FSName, err)
 	}
-	return &remoteFS{conn: conn, m: m, watchdog: watch(ctx, m), source: dirstore.Source{ClusterID: fsid, FSID: fs.ID}}, nil
+	return &remoteFS{conn: conn, m: m, source: dirstore.Source{ClusterID: fsid, FSID: fs.ID}}, nil
+}
+
+// mounted is a mounted file system for a few calls. libcephfs waits for an MDS
+// that is away for ever, and knows no way to make it stop: then the call is left
+// to itself.
+type mounted struct {
+	m      *ceph.Mount
+	over   context.Context // ends when the mount has had its time
+	cancel context.CancelFunc
+	stuck  chan struct{} // of a call that was left to itself: closed when it returns
 }
 
 // mount mounts the root of a file system, as root. Each mount has a client's
 // configuration of its own.
-func mount(client func() (*rados.Conn, error), fsName string) (*ceph.Mount, error) {
+func mount(ctx context.Context, client func() (*rados.Conn, error), fsName string) (*mounted, error) {
 	conf, err := client()
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"client_mount_uid", "client_mount_gid"} {
-		if err := conf.SetConfigOption(name, "0"); err != nil {
-			return nil, fmt.Errorf("setting %s: %w", name, err)
+	for _, o := range []ceph.Pair{
+		{Key: "client_mount_uid", Value: "0"},
+		{Key: "client_mount_gid", Value: "0"},
+		{Key: "client_shutdown_timeout", Value: "2"}, // for an MDS that is away
+	} {
+		if err := conf.SetConfigOption(o.Key, o.Value); err != nil {
+			return nil, fmt.Errorf("setting %s: %w", o.Key, err)
 		}
 	}
 	m, err := ceph.NewMount(conf)
@@ -161,78 +173,96 @@ func mount(client func() (*rados.Conn, error), fsName string) (*ceph.Mount, erro
 	if err != nil {
 		return nil, errors.Join(err, m.Release())
 	}
-	return m, nil
+	over, cancel := context.WithTimeout(ctx, mountBudget)
+	return &mounted{m: m, over: over, cancel: cancel}, nil
 }
 
-// watchdog cuts a mount off when its time is over: libcephfs would wait for an
-// MDS that is away for ever.
-type watchdog struct {
-	m       *ceph.Mount
-	closing chan struct{}
-	done    sync.WaitGroup
+// do makes a call and waits for it as long as there is time.
+func (m *mounted) do(call func(*ceph.Mount) error) error {
+	if m.stuck != nil {
+		return syscall.ETIMEDOUT
+	}
+	result := make(chan error, 1)
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		result <- call(m.m)
+	}()
+	select {
+	case err := <-result:
+		return err
+	case <-m.over.Done():
+		m.stuck = returned
+		return fmt.Errorf("no answer of the file system: %w", syscall.ETIMEDOUT)
+	}
 }
 
-func watch(ctx context.Context, m *ceph.Mount) *watchdog {
-	w := &watchdog{m: m, closing: make(chan struct{})}
-	w.done.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, remoteBudget)
-		defer cancel()
-		select {
-		case <-w.closing:
-		case <-ctx.Done():
-			_ = m.Abort() // whoever waits on the mount gets an error
+// close unmounts, in the background when a call is stuck: that can last as
+// long as the process.
+func (m *mounted) close() {
+	m.cancel()
+	unmount := func() {
+		if err := m.m.Unmount(); err == nil {
+			_ = m.m.Release() // of an unmounted one, cannot fail
 		}
+	}
+	if m.stuck == nil {
+		unmount()
+		return
+	}
+	go func() {
+		<-m.stuck
+		unmount()
+	}()
+}
+
+// mark returns the RemoteMark, "" when there is none.
+func (m *mounted) mark() (string, error) {
+	var value []byte
+	err := m.do(func(fs *ceph.Mount) error {
+		v, err := fs.GetXattr("/", dirstore.RemoteMark)
+		value = v
+		return err
 	})
-	return w
-}
-
-// close unmounts.
-func (w *watchdog) close() {
-	close(w.closing)
-	w.done.Wait()
-	if err := w.m.Unmount(); err == nil {
-		_ = w.m.Release() // of an unmounted one, cannot fail
-	}
-}
-
-// remoteFS is a mounted file system of a peer.
-type remoteFS struct {
-	conn     *rados.Conn
-	m        *ceph.Mount
-	watchdog *watchdog
-	source   dirstore.Source
-}
-
-func (r *remoteFS) Source() dirstore.Source { return r.source }
-
-func (r *remoteFS) Mark() (string, error) { return getMark(r.m) }
-
-func (r *remoteFS) SetMark(value string) error {
-	if err := r.m.SetXattr("/", dirstore.RemoteMark, []byte(value), cephfs.XattrCreate); err != nil {
-		return fmt.Errorf("marking the remote file system: %w", err)
-	}
-	return nil
-}
-
-func (r *remoteFS) RemoveMark() error {
-	if err := r.m.RemoveXattr("/", dirstore.RemoteMark); err != nil && !ceph.Is(err, syscall.ENODATA) {
-		return fmt.Errorf("removing the mark of the remote file system: %w", err)
-	}
-	return nil
-}
-
-func (r *remoteFS) Close() {
-	r.watchdog.close()
-	r.conn.Shutdown()
-}
-
-func getMark(m *ceph.Mount) (string, error) {
-	v, err := m.GetXattr("/", dirstore.RemoteMark)
 	if ceph.Is(err, syscall.ENODATA) {
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("reading the mark of a file system: %w", err)
 	}
-	return string(v), nil
+	return string(value), nil
+}
+
+// remoteFS is a mounted file system of a peer.
+type remoteFS struct {
+	conn   *rados.Conn
+	m      *mounted
+	source dirstore.Source
+}
+
+func (r *remoteFS) Source() dirstore.Source { return r.source }
+
+func (r *remoteFS) Mark() (string, error) { return r.m.mark() }
+
+func (r *remoteFS) SetMark(value string) error {
+	err := r.m.do(func(fs *ceph.Mount) error {
+		return fs.SetXattr("/", dirstore.RemoteMark, []byte(value), cephfs.XattrCreate)
+	})
+	if err != nil {
+		return fmt.Errorf("marking the remote file system: %w", err)
+	}
+	return nil
+}
+
+func (r *remoteFS) RemoveMark() error {
+	err := r.m.do(func(fs *ceph.Mount) error { return fs.RemoveXattr("/", dirstore.RemoteMark) })
+	if err != nil && !ceph.Is(err, syscall.ENODATA) {
+		return fmt.Errorf("removing the mark of the remote file system: %w", err)
+	}
+	return nil
+}
+
+func (r *remoteFS) Close() {
+	r.m.close()
+	r.conn.Shutdown()
 }

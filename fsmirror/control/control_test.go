@@ -281,7 +281,9 @@ func TestScenario(t *testing.T) {
 		call: func(cmd string, a args) Result { return call(t, c, cmd, a) },
 		vars: tokenVars(t, token, self),
 	}
-	s.run(t, steps())
+	for _, problem := range s.run(steps()) {
+		t.Error(problem)
+	}
 	if remote.fs("fs1").mark != "" || len(local.keys) != 0 {
 		t.Errorf("left: mark %q, keys %v", remote.fs("fs1").mark, local.keys)
 	}

@@ -77,21 +77,47 @@ func open(t *testing.T, cluster string) (*rados.Conn, *Control) {
 	return conn, New(conn, func() (*rados.Conn, error) { return client(cluster) })
 }
 
-// stockCall sends commands to the stock module. It may lag behind the maps of
-// the monitors, and cannot be asked while the mgr restarts.
-func stockCall(t *testing.T, conn *rados.Conn) func(string, args) Result {
-	return func(cmd string, a args) Result {
-		t.Helper()
-		msg := request{"prefix": Prefix + cmd}
-		maps.Copy(msg, a)
-		out, status, err := conn.MgrCommand([][]byte{msg.encode()})
-		return Result{Errno: ceph.Errno(err), Out: out, Status: status}
+// stock is the stock module on a test cluster. The mgr of some distributions
+// dies now and then, and has to be started again.
+type stock struct {
+	t      *testing.T
+	near   *bed.Cluster
+	conn   *rados.Conn
+	deaths int
+}
+
+// call sends a command to the module.
+func (s *stock) call(cmd string, a args) Result {
+	msg := request{"prefix": Prefix + cmd}
+	maps.Copy(msg, a)
+	out, status, err := s.conn.MgrCommand([][]byte{msg.encode()})
+	errno := ceph.Errno(err)
+	if err != nil && errno == 0 {
+		errno = syscall.ETIMEDOUT // which librados returns with the wrong sign
+	}
+	return Result{Errno: errno, Out: out, Status: status}
+}
+
+// revive starts the mgr again if it died.
+func (s *stock) revive() {
+	for _, d := range s.near.Daemons() {
+		if !strings.HasPrefix(d.Name(), "mgr.") || d.State() != "dead" {
+			continue
+		}
+		s.deaths++
+		s.t.Logf("the mgr died")
+		if err := d.Start(); err != nil {
+			s.t.Fatal(err)
+		}
+		if err := s.near.WaitHealthy(s.t.Context()); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 }
 
 // eventually waits until check returns "".
-func eventually(t *testing.T, what string, check func() string) {
-	t.Helper()
+func (s *stock) eventually(what string, check func() string) {
+	s.t.Helper()
 	deadline := time.Now().Add(90 * time.Second)
 	for {
 		problem := check()
@@ -99,106 +125,57 @@ func eventually(t *testing.T, what string, check func() string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: %s", what, problem)
+			s.t.Fatalf("%s: %s", what, problem)
 		}
+		s.revive()
 		time.Sleep(200 * time.Millisecond)
 	}
 }
 
-// module turns the stock module on or off and waits until that is so.
-func module(t *testing.T, near *bed.Cluster, conn *rados.Conn, on bool) {
-	t.Helper()
+// enable turns the module on or off and waits until that is so.
+func (s *stock) enable(on bool) {
+	s.t.Helper()
 	verb := "disable"
 	if on {
 		verb = "enable"
 	}
-	if _, err := near.MonCommand(t.Context(), map[string]any{"prefix": "mgr module " + verb, "module": StockModule}); err != nil {
-		t.Fatal(err)
+	if _, err := s.near.MonCommand(s.t.Context(), map[string]any{"prefix": "mgr module " + verb, "module": StockModule}); err != nil {
+		s.t.Fatal(err)
 	}
-	eventually(t, verb+" the module", func() string {
-		if enabled, err := StockEnabled(conn); err != nil || enabled != on {
+	s.eventually(verb+" the module", func() string {
+		if enabled, err := StockEnabled(s.conn); err != nil || enabled != on {
 			return fmt.Sprint("enabled: ", enabled, err)
 		}
-		r := stockCall(t, conn)("daemon status", nil)
-		if on != (r.Errno == 0) {
+		r := s.call("daemon status", nil)
+		if on && r.Errno != 0 || !on && r.Errno != syscall.ENOTSUP {
 			return fmt.Sprint(r.Errno, r.Status)
 		}
 		return ""
 	})
 	// The mgr restarts when its modules change.
-	if err := near.WaitHealthy(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := s.near.WaitHealthy(s.t.Context()); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
-func mustOut(t *testing.T, r Result) string {
-	t.Helper()
-	if r.Errno != 0 {
-		t.Fatalf("%v %s", r.Errno, r.Status)
-	}
+// out returns what a command prints. It has to be one that can be repeated.
+func (s *stock) out(cmd string, a args) string {
+	s.t.Helper()
+	var r Result
+	s.eventually(cmd, func() string {
+		if r = s.call(cmd, a); r.Errno != 0 {
+			return fmt.Sprint(r.Errno, r.Status)
+		}
+		return ""
+	})
 	return strings.TrimRight(string(r.Out), "\n")
 }
 
-// TestLive compares our commands with those of the stock module: the same
-// steps give the same answers, and each finds what the other has left.
-func TestLive(t *testing.T) {
-	b, near, far := clusters(t)
-	admin, ours := open(t, "near")
-	_, farOurs := open(t, "far")
-	stock := stockCall(t, admin)
-
-	token := bootstrap(t, farOurs, "fs1", "client.peer", "far")
-	self := bootstrap(t, ours, "fs1", "client.self", "self")
-	vars := tokenVars(t, token, self)
-
-	t.Run("stock", func(t *testing.T) {
-		s := &scenario{call: stock, stock: true, vars: vars, pause: func() { waitForStock(t, near, stock) }}
-		s.run(t, steps())
-	})
-	for _, cmd := range []string{"enable", "add", "peer_add"} {
-		if r := ours.Call(t.Context(), Prefix+cmd, args{"fs_name": "fs1"}); r.Errno != syscall.EBUSY {
-			t.Errorf("%s beside the stock module: %v %s", cmd, r.Errno, r.Status)
-		}
-	}
-	module(t, near, admin, false)
-	clearMap(t, ours)
-	t.Run("ours", func(t *testing.T) {
-		s := &scenario{vars: vars, call: func(cmd string, a args) Result {
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			return ours.Call(ctx, Prefix+cmd, a)
-		}}
-		s.run(t, steps())
-	})
-	t.Run("existing user", func(t *testing.T) { testExistingUser(t, near, ours) })
-	t.Run("bounded", func(t *testing.T) { testBounded(t, far, ours, vars) })
-	t.Run("handover", func(t *testing.T) { testHandover(t, b, near, admin, ours, stock, token) })
-}
-
-// clearMap removes what the stock module leaves of directories that were removed
-// while there was no worker.
-func clearMap(t *testing.T, ours *Control) {
-	t.Helper()
-	m, err := ours.fsmap()
-	if err == nil {
-		err = ours.b.OpenMap(m.ByName("fs1").MetadataPool, func(d DirMap) error {
-			contents, err := d.Load()
-			if err != nil {
-				return err
-			}
-			return d.Apply(dirstore.Change{Remove: sortedKeys(contents.Raw)})
-		})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// waitForStock waits until the stock module has taken notice of the flags.
-func waitForStock(t *testing.T, near *bed.Cluster, stock func(string, args) Result) {
-	t.Helper()
-	eventually(t, "stock module", func() string {
-		dump, err := near.MonCommand(t.Context(), map[string]any{"prefix": "fs dump", "format": "json"})
+// settle waits until the module has noticed which file systems are mirrored.
+func (s *stock) settle() {
+	s.t.Helper()
+	s.eventually("stock module", func() string {
+		dump, err := s.near.MonCommand(s.t.Context(), map[string]any{"prefix": "fs dump", "format": "json"})
 		if err != nil {
 			return err.Error()
 		}
@@ -207,13 +184,101 @@ func waitForStock(t *testing.T, near *bed.Cluster, stock func(string, args) Resu
 			return err.Error()
 		}
 		for _, fs := range m.FileSystems {
-			r := stock("ls", args{"fs_name": fs.Name})
-			if (r.Errno == 0) != fs.Mirrored {
+			r := s.call("ls", args{"fs_name": fs.Name})
+			if r.Errno != 0 && r.Errno != syscall.EINVAL || (r.Errno == 0) != fs.Mirrored {
 				return fmt.Sprintf("%s: %v %s", fs.Name, r.Errno, r.Status)
 			}
 		}
 		return ""
 	})
+}
+
+// TestLive compares our commands with those of the stock module: the same
+// steps give the same answers, and each finds what the other has left.
+func TestLive(t *testing.T) {
+	b, near, far := clusters(t)
+	admin, ours := open(t, "near")
+	_, farOurs := open(t, "far")
+	st := &stock{t: t, near: near, conn: admin}
+	token := bootstrap(t, farOurs, "fs1", "client.peer", "far")
+	self := bootstrap(t, ours, "fs1", "client.self", "self")
+	vars := tokenVars(t, token, self)
+
+	t.Run("stock", func(t *testing.T) {
+		if b.Release().Name == "reef" {
+			t.Skip("the mgr of these packages dies with the module")
+		}
+		for range 3 {
+			deaths := st.deaths
+			s := &scenario{call: st.call, stock: true, vars: vars, pause: st.settle}
+			problems := s.run(steps())
+			st.revive()
+			if st.deaths == deaths {
+				for _, problem := range problems {
+					t.Error(problem)
+				}
+				return
+			}
+			cleanUp(t, ours, farOurs)
+		}
+		t.Error("the mgr keeps dying")
+	})
+	for _, cmd := range []string{"enable", "add", "peer_add"} {
+		if r := ours.Call(t.Context(), Prefix+cmd, args{"fs_name": "fs1"}); r.Errno != syscall.EBUSY {
+			t.Errorf("%s beside the stock module: %v %s", cmd, r.Errno, r.Status)
+		}
+	}
+	st.enable(false)
+	cleanUp(t, ours, farOurs)
+	t.Run("ours", func(t *testing.T) {
+		s := &scenario{vars: vars, call: func(cmd string, a args) Result {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			return ours.Call(ctx, Prefix+cmd, a)
+		}}
+		for _, problem := range s.run(steps()) {
+			t.Error(problem)
+		}
+	})
+	t.Run("existing user", func(t *testing.T) { testExistingUser(t, near, ours) })
+	t.Run("bounded", func(t *testing.T) { testBounded(t, far, ours, vars) })
+	t.Run("handover", func(t *testing.T) { testHandover(t, b, st, ours, token) })
+}
+
+// cleanUp brings the clusters back to how the scenario expects them. The stock
+// module leaves entries of directories that were removed without a worker.
+func cleanUp(t *testing.T, near, far *Control) {
+	t.Helper()
+	m, err := near.fsmap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fs := range m.FileSystems {
+		if _, err := mon(near.b, nil, request{"prefix": "fs mirror disable", "fs_name": fs.Name}); err != nil {
+			t.Fatal(err)
+		}
+		err := near.b.OpenMap(fs.MetadataPool, func(d DirMap) error {
+			if err := d.Create(); err != nil {
+				return err
+			}
+			contents, err := d.Load()
+			if err != nil {
+				return err
+			}
+			return d.Apply(dirstore.Change{Remove: sortedKeys(contents.Raw)})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fs, err := mount(t.Context(), far.b.(backend).client, "fs1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fs.close()
+	if err := (&remoteFS{m: fs}).RemoveMark(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func testExistingUser(t *testing.T, near *bed.Cluster, ours *Control) {
@@ -270,12 +335,38 @@ func testBounded(t *testing.T, far *bed.Cluster, ours *Control, vars map[string]
 	limited("frozen monitor", 15*time.Second, a, syscall.ETIMEDOUT)
 	cont()
 	var conts []func()
-	for _, d := range far.Daemons() {
-		if strings.HasPrefix(d.Name(), "mds.") {
-			conts = append(conts, stopped(d.Name()))
+	freeze := func() {
+		for _, d := range far.Daemons() {
+			if strings.HasPrefix(d.Name(), "mds.") {
+				conts = append(conts, stopped(d.Name()))
+			}
 		}
 	}
-	limited("frozen MDS", 25*time.Second, a, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENOTCONN, syscall.ESHUTDOWN)
+	freeze()
+	limited("frozen MDS", 15*time.Second, a, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENOTCONN, syscall.ESHUTDOWN)
+	for _, cont := range conts {
+		cont()
+	}
+	conts = nil
+	if err := far.WaitHealthy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	// When it freezes after the mount, the mount is cut off.
+	creds := &dirstore.Credentials{MonHost: vars["$MON"], Key: dirstore.Secret(vars["$KEY"])}
+	remote, err := ours.b.Dial(t.Context(), Remote{Client: "peer", Cluster: "far", FSName: "fs1", Credentials: creds})
+	if err != nil {
+		t.Fatal(err)
+	}
+	freeze()
+	begin := time.Now()
+	err = remote.SetMark("x")
+	remote.Close()
+	took := time.Since(begin).Round(time.Millisecond)
+	t.Logf("frozen MDS of a mounted file system: %v after %v", err, took)
+	if err == nil || took > 15*time.Second {
+		t.Errorf("frozen MDS of a mounted file system: %v after %v", err, took)
+	}
 	for _, cont := range conts {
 		cont()
 	}
@@ -287,7 +378,10 @@ func testBounded(t *testing.T, far *bed.Cluster, ours *Control, vars map[string]
 
 // testHandover: with a stock worker at work, each of the two control planes
 // takes over what the other has stored, and shows the same.
-func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn, ours *Control, stock func(string, args) Result, token string) {
+func testHandover(t *testing.T, b *bed.Bed, st *stock, ours *Control, token string) {
+	if b.Release().Name == "reef" {
+		t.Skip("the mgr of these packages dies with the module")
+	}
 	ctx := t.Context()
 	fs := args{"fs_name": "fs1"}
 	dir := func(p string) args { return args{"fs_name": "fs1", "path": p} }
@@ -297,7 +391,7 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 		mustCall(t, ours, "add", dir(p))
 	}
 
-	if err := near.AddMirrorUser(ctx, "mirror"); err != nil {
+	if err := st.near.AddMirrorUser(ctx, "mirror"); err != nil {
 		t.Fatal(err)
 	}
 	worker, err := b.StartProcess(bed.ProcessSpec{Name: "worker", Args: []string{"cephfs-mirror", "--cluster", "near", "--id", "mirror", "-f"}})
@@ -309,9 +403,9 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 			t.Error(err)
 		}
 	}()
-	module(t, near, admin, true)
-	eventually(t, "stock takes over", func() string {
-		r := stock("ls", fs)
+	st.enable(true)
+	st.eventually("stock takes over", func() string {
+		r := st.call("ls", fs)
 		if diff := cmp.Diff(mustCall(t, ours, "ls", fs), strings.TrimRight(string(r.Out), "\n")); r.Errno != 0 || diff != "" {
 			return fmt.Sprint(r.Errno, r.Status, diff)
 		}
@@ -321,9 +415,9 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 		return ""
 	})
 	// It stores a mapping before the worker has it.
-	eventually(t, "all mapped", func() string {
+	st.eventually("all mapped", func() string {
 		for _, p := range []string{"/one", "/two", "/three é"} {
-			if got := mustOut(t, stock("dirmap", dir(p))); !strings.Contains(got, "mapped") {
+			if got := st.out("dirmap", dir(p)); !strings.Contains(got, "mapped") {
 				return got
 			}
 		}
@@ -337,7 +431,7 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 		for cmd, a := range map[string]args{
 			"ls": fs, "peer_list": fs, "show distribution": fs, "daemon status": nil, "dirmap": dir("/three é"),
 		} {
-			if diff := cmp.Diff(mustOut(t, stock(cmd, a)), mustCall(t, ours, cmd, a)); diff != "" {
+			if diff := cmp.Diff(st.out(cmd, a), mustCall(t, ours, cmd, a)); diff != "" {
 				t.Errorf("%s (-stock +ours):\n%s", cmd, diff)
 			}
 		}
@@ -346,8 +440,10 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 	mapped := mustCall(t, ours, "dirmap", dir("/one"))
 
 	// What the stock module adds is ours when it is gone.
-	mustOut(t, stock("add", dir("/four")))
-	module(t, near, admin, false)
+	if r := st.call("add", dir("/four")); r.Errno != 0 {
+		t.Fatalf("%v %s", r.Errno, r.Status)
+	}
+	st.enable(false)
 	if got := mustCall(t, ours, "dirmap", dir("/one")); got != mapped {
 		t.Errorf("state of /one is %s, was %s", got, mapped)
 	}
@@ -361,9 +457,9 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 	mustCall(t, ours, "add", dir("/five"))
 
 	// And the removal that was begun is finished by the stock module.
-	module(t, near, admin, true)
+	st.enable(true)
 	want := `["/five","/four","/three é","/two"]`
-	eventually(t, "stock takes over again", func() string {
+	st.eventually("stock takes over again", func() string {
 		var dirs []string
 		if err := json.Unmarshal([]byte(mustCall(t, ours, "ls", fs)), &dirs); err != nil {
 			return err.Error()
@@ -378,14 +474,14 @@ func testHandover(t *testing.T, b *bed.Bed, near *bed.Cluster, admin *rados.Conn
 			return got
 		}
 		for _, p := range dirs {
-			if got := mustOut(t, stock("dirmap", dir(p))); !strings.Contains(got, "mapped") {
+			if got := st.out("dirmap", dir(p)); !strings.Contains(got, "mapped") {
 				return got
 			}
 		}
 		return ""
 	})
 	for cmd, a := range map[string]args{"show distribution": fs, "daemon status": nil, "dirmap": dir("/two")} {
-		if diff := cmp.Diff(mustOut(t, stock(cmd, a)), mustCall(t, ours, cmd, a)); diff != "" {
+		if diff := cmp.Diff(st.out(cmd, a), mustCall(t, ours, cmd, a)); diff != "" {
 			t.Errorf("%s (-stock +ours):\n%s", cmd, diff)
 		}
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"regexp"
 	"strings"
 	"syscall"
@@ -48,8 +49,8 @@ func (s *scenario) expand(text string) string {
 	return text
 }
 
-func (s *scenario) run(t *testing.T, steps []step) {
-	t.Helper()
+// run goes through the steps and returns what was not as it should be.
+func (s *scenario) run(steps []step) (problems []string) {
 	for _, st := range steps {
 		given := args{}
 		for k, v := range st.args {
@@ -75,12 +76,13 @@ func (s *scenario) run(t *testing.T, steps []step) {
 			got.status = want.status
 		}
 		if got != want {
-			t.Errorf("%s: %s %v\n%s", st.what, st.cmd, given, cmp.Diff(want, got, cmp.AllowUnexported(answer{})))
+			problems = append(problems, fmt.Sprintf("%s: %s %v\n%s", st.what, st.cmd, given, cmp.Diff(want, got, cmp.AllowUnexported(answer{}))))
 		}
 		if s.pause != nil && (st.cmd == "enable" || st.cmd == "disable" || st.cmd == "remove") && got.errno == 0 {
 			s.pause()
 		}
 	}
+	return problems
 }
 
 func fails(errno syscall.Errno, text string) answer { return answer{errno: errno, status: text} }
