@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/ceph/go-ceph/cephfs"
+	"github.com/ceph/go-ceph/rados"
 	"github.com/rs/zerolog"
 
 	"cephmirror/fsmirror/treesync"
 	"cephmirror/internal/ceph"
+	"cephmirror/snapdiff/blocks"
 )
 
 // errLocked: another daemon works on the directory; try later, silently.
@@ -32,6 +34,7 @@ func (invalidMetadata) Is(target error) bool { return target == error(syscall.EI
 // cycle brings the peer's snapshots of one directory up to date.
 type cycle struct {
 	dir    string
+	conn   *rados.Conn // to the source's cluster
 	source *ceph.Mount
 	check  *ceph.Mount // the source again, with a cache of its own
 	target *ceph.Mount
@@ -46,7 +49,7 @@ type cycle struct {
 type cycleOptions struct {
 	workers   int
 	snapshots int  // at most so many in one cycle
-	blockDiff bool // ask the MDS for the changed blocks of large files
+	blockDiff bool // ask the OSDs for the changed extents of large files
 	readAll   bool // taking over from another daemon, compare the content of every file
 	rescan    bool // compare with the peer's tree, whatever is known of it
 }
@@ -223,10 +226,9 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	}
 	if previous != "" {
 		params.Previous = snapPath(c.dir, previous)
-		// The ids order the names: asked the other way round the MDS aborts.
-		if c.opts.blockDiff && from < s.id {
-			params.Blocks = func(rel string) ([]treesync.Extent, bool, error) {
-				return blockDiff(c.source, c.dir, rel, previous, s.name)
+		if c.opts.blockDiff {
+			params.Blocks = func(ctx context.Context, f treesync.Pair) ([]treesync.Extent, bool, error) {
+				return c.changedExtents(ctx, f, from, s.id)
 			}
 		}
 	}
@@ -240,6 +242,12 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	}
 	if err := treesync.Run(ctx, params); err != nil {
 		return fmt.Errorf("synchronising snapshot %s of %s: %w", s.name, c.dir, err)
+	}
+	// What was told of a snapshot that is being removed means nothing.
+	if previous != "" {
+		if err := c.verifySource(snapshot{name: previous, id: from}); err != nil {
+			return err
+		}
 	}
 	if err := c.verify(ctx, params); err != nil {
 		return fmt.Errorf("verifying snapshot %s of %s: %w", s.name, c.dir, err)
@@ -345,25 +353,21 @@ func trimRoot(dir string) string {
 	return dir
 }
 
-// blockDiff asks the MDS for the extents of a file that may differ between two
-// snapshots, older first.
-func blockDiff(m *ceph.Mount, dir, rel, old, new string) ([]treesync.Extent, bool, error) {
-	info, err := cephfs.FileBlockDiffInit(m.MountInfo, dir, rel[1:], old, new)
+// changedExtents lists the extents of a file that may differ between two
+// snapshots of the source. ok is false when it cannot tell.
+func (c *cycle) changedExtents(ctx context.Context, f treesync.Pair, from, to uint64) (out []treesync.Extent, ok bool, err error) {
+	extents, err := blocks.Changed(ctx, c.conn, c.source, blocks.Pair{
+		Old: f.Old, New: f.New, OldSnap: from, NewSnap: to, OldStat: f.OldStat, NewStat: f.NewStat,
+	})
+	if errors.Is(err, blocks.ErrUnknown) {
+		c.log.Debug().Err(err).Str("dir", c.dir).Uint64("inode", f.NewStat.Ino).Msg("comparing a file by reading")
+		return nil, false, nil
+	}
 	if err != nil {
-		return nil, false, nil // not offered by this release, or not for this file
+		return nil, false, err
 	}
-	defer info.Close()
-	var out []treesync.Extent
-	for {
-		blocks, err := info.Read()
-		if err != nil {
-			return nil, false, nil
-		}
-		for _, b := range blocks.ChangedBlocks {
-			out = append(out, treesync.Extent{Offset: b.Offset, Length: b.Len})
-		}
-		if !info.More() {
-			return out, true, nil
-		}
+	for _, e := range extents {
+		out = append(out, treesync.Extent(e))
 	}
+	return out, true, nil
 }

@@ -339,7 +339,7 @@ func (e *Engine) cycleOptions() cycleOptions {
 	return cycleOptions{
 		workers:   int(e.options.number(settingWorkers, 24)),
 		snapshots: int(max(1, e.options.uint("cephfs_mirror_max_snapshot_sync_per_cycle"))),
-		blockDiff: e.options.flag(settingBlockDiff, false),
+		blockDiff: e.options.flag(settingBlockDiff, true),
 		readAll:   e.options.flag(settingReadAll, false),
 	}
 }

@@ -48,9 +48,12 @@ type filesystem struct {
 }
 
 // sources are two mounts of the local file system: one to copy from, and one
-// to look at a snapshot with fresh eyes, past what the first has cached.
+// to look at a snapshot with fresh eyes, past what the first has cached. Their
+// connection to the data lives as long as they do: the engine's may be replaced
+// while a call still hangs.
 type sources struct {
 	copy, check *ceph.Mount
+	data        *rados.Conn
 	users       sync.WaitGroup
 	stop        context.CancelFunc // of the heartbeat
 }
@@ -452,7 +455,14 @@ func (f *filesystem) mountSource(ctx context.Context) (*sources, error) {
 	if err != nil {
 		return nil, errors.Join(err, first.Unmount(), first.Release())
 	}
-	return &sources{copy: first, check: second}, nil
+	data, err := f.eng.localClient()
+	if err == nil {
+		if err = data.Connect(); err == nil {
+			return &sources{copy: first, check: second, data: data}, nil
+		}
+		data.Shutdown()
+	}
+	return nil, errors.Join(err, first.Unmount(), first.Release(), second.Unmount(), second.Release())
 }
 
 // dropSource gives up the local mounts, with a reason when they serve us no
@@ -486,6 +496,7 @@ func (f *filesystem) dropSource(src *sources, why error) {
 				f.log.Debug().Err(err).Msg("releasing a local mount")
 			}
 		}
+		src.data.Shutdown()
 	}()
 	select {
 	case <-released:

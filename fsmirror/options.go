@@ -60,7 +60,7 @@ func (o *options) seconds(name string) time.Duration {
 const (
 	settingWorkers   = "workers"    // operations at once for one directory
 	settingMemory    = "memory"     // bytes of all copy buffers
-	settingBlockDiff = "block_diff" // ask the MDS for changed blocks
+	settingBlockDiff = "block_diff" // ask the OSDs for changed extents
 	settingReadAll   = "takeover_compare_content"
 )
 

@@ -349,7 +349,7 @@ func (p *peer) cycle(ctx context.Context, c *connection, w *work) {
 	if err == nil {
 		before := *w.status.counts()
 		cy := &cycle{
-			dir: w.dir, source: source.copy, check: source.check, target: c.mount,
+			dir: w.dir, conn: source.data, source: source.copy, check: source.check, target: c.mount,
 			owner:  lockOwner(w),
 			gate:   p.fs.eng.lease.Wait,
 			memory: p.fs.eng.memory,

@@ -135,8 +135,8 @@ func (r *run) updateFile(t task, path string) error {
 			return fail(err)
 		}
 		job.size = st.Size
-		if !byTarget && r.Blocks != nil && job.st.Size >= chunkSize && t.c.New.Nlink == 1 && job.st.Size >= job.size {
-			blocks, ok, err := r.Blocks(rel)
+		if !byTarget && r.Blocks != nil && job.st.Size >= chunkSize {
+			blocks, ok, err := r.Blocks(r.ctx, Pair{Old: job.base, New: job.src, OldStat: st, NewStat: job.st})
 			if err != nil {
 				return fail(err)
 			}

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/ceph/go-ceph/cephfs"
+
 	"cephmirror/internal/ceph"
 	"cephmirror/snapdiff"
 )
@@ -48,11 +50,17 @@ type Params struct {
 	Workers int
 	// Blocks, if set, lists the extents of a file that may differ between
 	// Previous and Snapshot. ok is false when it cannot tell.
-	Blocks func(rel string) (extents []Extent, ok bool, err error)
+	Blocks func(ctx context.Context, f Pair) (extents []Extent, ok bool, err error)
 	// Progress is updated while the run goes on.
 	Progress *Progress
 	// OwnXattrs are xattrs of the target's root that belong to the mirror.
 	OwnXattrs map[string]bool
+}
+
+// Pair is a file as it is in Previous and in Snapshot, open.
+type Pair struct {
+	Old, New         *cephfs.File
+	OldStat, NewStat ceph.Stat
 }
 
 // Extent is a byte range of a file.

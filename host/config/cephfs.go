@@ -16,7 +16,7 @@ func cephfsSettings() []Setting {
 		},
 		{
 			Section: SectionCephFS, Name: "block_diff", Type: Bool, Default: "true",
-			Help: "Ask the MDS which blocks of a large file have changed, where that is sound.",
+			Help: "Ask the OSDs which extents of a large file have changed between two snapshots, rather than read both.",
 		},
 		{
 			Section: SectionCephFS, Name: "takeover_compare_content", Type: Bool, Default: "false",
