@@ -126,7 +126,7 @@ func (e *env) untrack(t *testing.T, dir string) {
 	}
 }
 
-// clear removes all state of mirroring, for the next test.
+// clear ends mirroring and forgets all directories, for the next test.
 func (e *env) clear(t *testing.T) {
 	t.Helper()
 	e.disable(t)
@@ -135,8 +135,8 @@ func (e *env) clear(t *testing.T) {
 		return // there is none
 	}
 	var remove []string
-	for key := range contents.Raw {
-		remove = append(remove, key)
+	for dir := range contents.Dirs {
+		remove = append(remove, dirstore.DirKey(dir))
 	}
 	if len(remove) == 0 {
 		return
