@@ -45,6 +45,7 @@ type Engine struct {
 	// the instance id. Replaced only while no file system is served.
 	mu             sync.Mutex
 	conn           *rados.Conn
+	connGone       chan struct{} // closed when conn was replaced and is shut down
 	options        *options
 	instance       string
 	addr           string
@@ -145,6 +146,7 @@ func (e *Engine) connect() (resolved, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.conn, e.instance, e.addr = conn, instance, plainAddr(addr)
+	e.connGone = make(chan struct{})
 	e.options = &options{conf: conn, settings: e.cfg.Settings}
 	return paths, nil
 }
@@ -266,12 +268,15 @@ func (e *Engine) reconnect(wait time.Duration) bool {
 		case <-time.After(delay):
 		}
 		e.stopAll()
-		old := e.conn
+		old, gone := e.conn, e.connGone
 		if _, err := e.connect(); err != nil {
 			e.log.Error().Err(err).Msg("connecting to the local cluster anew")
 			continue
 		}
-		old.Shutdown()
+		go func() {
+			old.Shutdown()
+			close(gone)
+		}()
 		e.log.Info().Str("instance", e.instance).Msg("connected to the local cluster anew")
 		return true
 	}

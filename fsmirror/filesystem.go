@@ -240,9 +240,24 @@ func (f *filesystem) watchError(object string, err error) error {
 }
 
 func (f *filesystem) unwatch(w *rados.Watcher) {
-	if err := w.Delete(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN, syscall.ESHUTDOWN) {
-		f.log.Debug().Err(err).Msg("ending a watch")
+	err := w.Delete()
+	if err == nil {
+		return
 	}
+	f.log.Debug().Err(err).Msg("ending a watch")
+	// Its connection cannot be shut down while it has something to tell that
+	// nobody takes.
+	gone := f.eng.connGone
+	go func() {
+		for {
+			select {
+			case <-w.Events():
+			case <-w.Errors():
+			case <-gone:
+				return
+			}
+		}
+	}()
 }
 
 func (f *filesystem) notifications(ctx context.Context, w *rados.Watcher, handle func(rados.NotifyEvent)) {
@@ -476,15 +491,15 @@ func (f *filesystem) dropSource(src *sources, why error) {
 	f.mounted = nil
 	f.mu.Unlock()
 	src.stop()
-	if why != nil {
-		f.log.Warn().Err(why).Msg("mounting the local file system anew")
-		if err := errors.Join(src.copy.Abort(), src.check.Abort()); err != nil {
-			f.log.Debug().Err(err).Msg("cutting off the local mounts")
-		}
-	}
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
+		if why != nil {
+			f.log.Warn().Err(why).Msg("mounting the local file system anew")
+			if err := errors.Join(src.copy.Abort(), src.check.Abort()); err != nil {
+				f.log.Debug().Err(err).Msg("cutting off the local mounts")
+			}
+		}
 		src.users.Wait()
 		for _, m := range []*ceph.Mount{src.copy, src.check} {
 			if why == nil {

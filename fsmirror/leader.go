@@ -390,9 +390,19 @@ func (e *Engine) Do(_ context.Context, domain string, a plugins.Action) error {
 	m := a.Mapping
 	switch a.Kind {
 	case plugins.ActionStore:
+		key := dirstore.DirKey(m.Unit)
 		entry := dirstore.Entry{Instance: m.Instance, LastShuffled: dirstore.Seconds(m.LastShuffled), Purging: m.Purging}
+		// A removal that was asked for meanwhile must not be undone.
+		was, err := store.Get(key)
+		if err != nil {
+			return err
+		}
+		if old, err := dirstore.DecodeEntry(was); err == nil && old.Purging {
+			entry.Purging = true
+		}
 		return store.Apply(dirstore.Change{
-			Set:        map[string][]byte{dirstore.DirKey(m.Unit): entry.Encode()},
+			Set:        map[string][]byte{key: entry.Encode()},
+			Expect:     map[string][]byte{key: was},
 			Controller: e.instance,
 		})
 	case plugins.ActionDelete:

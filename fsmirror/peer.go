@@ -243,15 +243,14 @@ func (p *peer) connect(ctx context.Context) (*connection, error) {
 }
 
 // close ends a connection: in order when its workers end soon, by cutting it
-// off when they hang.
+// off when they hang. What does not end then either is left behind.
 func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 	ended := make(chan struct{})
 	go func() {
 		wg.Wait()
 		close(ended)
 	}()
-	cause := context.Cause(c.lost)
-	orderly := errors.Is(cause, context.Canceled)
+	orderly := errors.Is(context.Cause(c.lost), context.Canceled)
 	if orderly {
 		select {
 		case <-ended:
@@ -259,15 +258,16 @@ func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 			orderly = false
 		}
 	}
-	if !orderly {
-		// Waiting calls return, and nothing of ours is written any more.
-		if err := c.mount.Abort(); err != nil {
-			p.log.Warn().Err(err).Msg("cannot cut off the connection to the peer")
-		}
-	}
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
+		if !orderly {
+			// Waiting calls return, and nothing of ours is written any more.
+			// This call, too, can hang with the MDS.
+			if err := c.mount.Abort(); err != nil {
+				p.log.Warn().Err(err).Msg("cannot cut off the connection to the peer")
+			}
+		}
 		<-ended
 		if orderly {
 			if err := c.mount.Unmount(); err != nil {
@@ -284,6 +284,21 @@ func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 	case <-released:
 	case <-time.After(closeLimit):
 		p.log.Warn().Msg("a cut-off connection to the peer does not end, leaving it behind")
+		p.disown()
+	}
+}
+
+// disown gives directories whose cycle hangs on a connection left behind a
+// fresh start. The session's note stays, so that the next connection ends the
+// session, and with it the locks, before it works on them.
+func (p *peer) disown() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for dir, w := range p.dirs {
+		if w.cancel != nil {
+			w.gone = true
+			p.dirs[dir] = &work{dir: dir, status: w.status, due: time.Now(), rescan: w.rescan}
+		}
 	}
 }
 
