@@ -37,10 +37,7 @@ func main() {
 	}
 }
 
-const (
-	dir  = "/projects"
-	note = "\033[1m%s\033[0m\n"
-)
+const dir = "/projects"
 
 // stage is where the demo plays.
 type stage struct {
@@ -88,8 +85,7 @@ func run(ctx context.Context) (err error) {
 }
 
 func say(format string, args ...any) {
-	fmt.Println()
-	fmt.Printf(note, fmt.Sprintf(format, args...))
+	fmt.Printf("\n== %s\n", fmt.Sprintf(format, args...))
 }
 
 // command shows and runs what a user would type, and shows what it prints.
@@ -361,7 +357,7 @@ func (s *stage) status(ctx context.Context) error {
 		fmt.Println(out)
 	}
 	fmt.Println("  $ ceph -s")
-	out, err := s.a.Status(ctx)
+	out, err := s.a.Ceph(ctx, "-s")
 	if err != nil {
 		return err
 	}
