@@ -127,6 +127,9 @@ func Run(ctx context.Context, p Params) error {
 		wg.Go(r.work)
 	}
 	wg.Wait()
+	for _, job := range r.copies {
+		_ = job.close() // given up half-way; why is told already
+	}
 	return context.Cause(ctx)
 }
 
