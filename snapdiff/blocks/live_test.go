@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -273,6 +274,7 @@ func TestLive(t *testing.T) {
 	t.Run("Cases", func(t *testing.T) { testCases(t, l) })
 	t.Run("Random", func(t *testing.T) { testRandom(t, l) })
 	t.Run("LazyTruncate", func(t *testing.T) { testLazyTruncate(t, l) })
+	t.Run("DyingMDS", func(t *testing.T) { testDyingMDS(t, l) })
 	t.Run("Large", func(t *testing.T) { testLarge(t, l) })
 	t.Run("Removed", func(t *testing.T) { testRemoved(t, l) })
 }
@@ -452,9 +454,9 @@ func (e editor) random(limit int) {
 // testLazyTruncate lets files grow again, and be part of a snapshot, before
 // their truncation has reached the objects.
 func testLazyTruncate(t *testing.T, l *lab) {
-	rounds := 3
+	rounds := 1
 	if os.Getenv("CEPHMIRROR_TEST_LONG") != "" {
-		rounds = 50
+		rounds = 20
 	}
 	var common int
 	for round := range rounds {
@@ -512,6 +514,43 @@ func testLazyTruncate(t *testing.T, l *lab) {
 		}
 	}
 	t.Logf("%d times the whole file", common)
+}
+
+// testDyingMDS kills the MDS while it truncates files that have grown again and
+// are part of a snapshot. Its successor cuts the objects with that snapshot's
+// id, so both snapshots share versions of objects but read differently.
+func testDyingMDS(t *testing.T, l *lab) {
+	rounds := 2
+	if os.Getenv("CEPHMIRROR_TEST_LONG") != "" {
+		rounds = 10
+	}
+	for round := range rounds {
+		dir := fmt.Sprintf("/dying%d", round)
+		l.mkdir(t, dir)
+		r := rand.New(rand.NewPCG(uint64(round), 9))
+		editors := make([]editor, 6)
+		for i := range editors {
+			editors[i] = l.edit(t, fmt.Sprintf("%s/f%d", dir, i), "stripe_unit=65536 object_size=65536", r)
+			editors[i].write(0, 32*mib)
+			if err := editors[i].f.Fsync(cephfs.SyncAll); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.snap(t, dir, "a")
+		for _, e := range editors {
+			e.truncate(3 * mib)
+			e.truncate(32 * mib)
+		}
+		l.snap(t, dir, "b")
+		if err := l.cluster.Daemon("mds.a").Restart(t.Context(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for i := range editors {
+			if differ, _, _, _ := l.compare(t, dir, "a", "b", fmt.Sprintf("f%d", i)); differ == 0 {
+				t.Errorf("file %d does not differ", i)
+			}
+		}
+	}
 }
 
 func testLarge(t *testing.T, l *lab) {
