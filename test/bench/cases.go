@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -95,18 +96,21 @@ func cases() []benchCase {
 
 // source makes a tree on the mirrored side, calls use, and removes what is
 // then left of the tree on both sides.
-func (l *lab) source(ctx context.Context, dir string, fill func(*tree.FS) error, use func() error) (err error) {
+func (l *lab) source(ctx context.Context, dir string, fill func(*tree.FS) error, use func() error) error {
+	if err := l.clear(ctx, dir); err != nil { // of an interrupted run
+		return err
+	}
 	l.logf("filling %s", dir)
 	if err := tree.With(l.a.Conf(), fill); err != nil {
 		return err
 	}
-	defer func() {
-		cerr := l.clear(context.WithoutCancel(ctx), dir)
-		if err == nil {
-			err = cerr
+	if err := use(); err != nil {
+		if ctx.Err() == nil {
+			err = errors.Join(err, l.clear(ctx, dir))
 		}
-	}()
-	return use()
+		return err
+	}
+	return l.clear(ctx, dir)
 }
 
 func (l *lab) clear(ctx context.Context, dir string) error {
@@ -506,7 +510,7 @@ func slowest(samples []sample) float64 {
 // rest measures a daemon that has nothing to do.
 func (d *daemon) rest(ctx context.Context, long time.Duration) (sample, error) {
 	var s sample
-	pids := d.proc.Family()
+	pids := d.family()
 	for _, pid := range pids {
 		resetPeak(pid)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,8 @@ type lab struct {
 	key  string // of the peer user
 	ours string // path of cephmirror
 	logf func(string, ...any)
+
+	deadlocks atomic.Int64 // of an MDS
 }
 
 // openLab brings the clusters up. The stock mgr module is the control plane of
@@ -82,6 +85,34 @@ func openLab(ctx context.Context, b *bed.Bed, ours string, logf func(string, ...
 	return l, nil
 }
 
+// watchMDS restarts an MDS that does not answer any more, until ctx ends: asked
+// for the changed blocks of a file, as the stock daemon asks for every changed
+// one, the MDS of Tentacle can wait for itself for ever.
+func (l *lab) watchMDS(ctx context.Context) {
+	for {
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return
+		}
+		for _, c := range []*bed.Cluster{l.a, l.b} {
+			mds := c.Daemon("mds.a")
+			ask, cancel := context.WithTimeout(ctx, 20*time.Second)
+			_, err := admin.Call(ask, mds.SocketPath(), "status", nil, "json")
+			stuck := ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded)
+			cancel()
+			if !stuck {
+				continue
+			}
+			l.deadlocks.Add(1)
+			l.logf("the MDS of %s hangs, restarting it", c.Name())
+			if err := mds.Restart(ctx, syscall.SIGKILL); err != nil {
+				l.logf("restarting the MDS of %s: %v", c.Name(), err)
+			}
+		}
+	}
+}
+
 func (l *lab) mirror(ctx context.Context, verb string, args map[string]any) (string, error) {
 	cmd := map[string]any{"prefix": "fs snapshot mirror " + verb, "fs_name": fsName}
 	for k, v := range args {
@@ -113,9 +144,15 @@ func (l *lab) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for _, c := range []*bed.Cluster{l.a, l.b} {
+		// What had snapshots stays with the MDS for a while, and costs nothing.
+		var last purgeState
+		var since time.Time
 		err := bed.Poll(ctx, "removed files and snapshots of "+c.Name()+" to be purged", func(ctx context.Context) (bool, error) {
-			busy, err := purging(ctx, c)
-			return !busy, err
+			now, err := purging(ctx, c)
+			if now != last || now.busy || since.IsZero() {
+				last, since = now, time.Now()
+			}
+			return now == purgeState{} || time.Since(since) > 2*time.Second, err
 		})
 		if ctx.Err() != nil {
 			l.logf("%s is still removing files, going on", c.Name())
@@ -128,7 +165,13 @@ func (l *lab) settle(ctx context.Context) error {
 	return nil
 }
 
-func purging(ctx context.Context, c *bed.Cluster) (bool, error) {
+// purgeState is how far a cluster is with what was removed.
+type purgeState struct {
+	strays, queued int
+	busy           bool
+}
+
+func purging(ctx context.Context, c *bed.Cluster) (purgeState, error) {
 	var dump struct {
 		Cache struct {
 			Strays int `json:"num_strays"`
@@ -139,13 +182,14 @@ func purging(ctx context.Context, c *bed.Cluster) (bool, error) {
 		} `json:"purge_queue"`
 	}
 	if err := perfDump(ctx, c.Daemon("mds.a"), &dump); err != nil {
-		return false, err
-	}
-	if dump.Cache.Strays > 0 || dump.Queue.Executing > 0 || dump.Queue.Waiting > 0 {
-		return true, nil
+		return purgeState{}, err
 	}
 	out, err := c.MonCommand(ctx, map[string]any{"prefix": "status", "format": "json"})
-	return strings.Contains(out, "snaptrim"), err
+	return purgeState{
+		strays: dump.Cache.Strays,
+		queued: dump.Queue.Waiting,
+		busy:   dump.Queue.Executing > 0 || strings.Contains(out, "snaptrim"),
+	}, err
 }
 
 func perfDump(ctx context.Context, d *bed.Daemon, into any) error {
@@ -404,19 +448,22 @@ func (d *daemon) untrack(ctx context.Context, dirs ...string) error {
 // parties are the clusters' daemons and the mirror daemon's processes.
 func (d *daemon) parties() parties {
 	p := d.clusterParties()
-	for _, pid := range d.proc.Family() {
+	for _, pid := range d.family() {
 		name := d.party(pid)
 		p[name] = append(p[name], pid)
 	}
 	return p
 }
 
+// family is the daemon and what it started.
+func (d *daemon) family() []int { return descendants(d.proc.Pid()) }
+
 // party names a process of the daemon.
 func (d *daemon) party(pid int) string {
 	switch {
 	case d.who == stock:
 		return "daemon"
-	case program(pid) == filepath.Base(d.ours):
+	case pid == d.proc.Pid():
 		return "host"
 	}
 	return "plugin"
@@ -439,7 +486,7 @@ func (d *daemon) arrive(ctx context.Context, dirs []string, snap string, making 
 		return s, err
 	}
 	defer peer.Close()
-	pids := d.proc.Family()
+	pids := d.family()
 	for _, pid := range pids {
 		resetPeak(pid)
 	}
@@ -448,7 +495,7 @@ func (d *daemon) arrive(ctx context.Context, dirs []string, snap string, making 
 	if err != nil {
 		return s, err
 	}
-	began := time.Now()
+	began, deadlocks := time.Now(), d.deadlocks.Load()
 	if err := making(); err != nil {
 		return s, err
 	}
@@ -480,6 +527,7 @@ func (d *daemon) arrive(ctx context.Context, dirs []string, snap string, making 
 		}
 	}
 	s.total = time.Since(began)
+	s.deadlocks = d.deadlocks.Load() - deadlocks
 	after, err := who.read()
 	if err != nil {
 		return s, err

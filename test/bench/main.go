@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal ends at once
 	err := run(ctx, os.Args[1:])
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -128,16 +130,27 @@ func run(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
+	var watch sync.WaitGroup
+	watchCtx, stopWatch := context.WithCancel(ctx)
+	watch.Go(func() { l.watchMDS(watchCtx) })
+	defer watch.Wait()
+	defer stopWatch()
 	r := &report{Release: release, Started: began.UTC(), Cores: runtime.NumCPU(), Quick: *quick}
 	var failed []error
 	for _, c := range todo {
 		logf("case %s: %s", c.name, c.about)
-		if err := c.run(ctx, l, p, r); err != nil {
+		var part report
+		err := bounded(ctx, func() error { return c.run(ctx, l, p, &part) })
+		if !errors.Is(err, errStuck) {
+			r.Rows = append(r.Rows, part.Rows...)
+			r.Findings = append(r.Findings, part.Findings...)
+		}
+		if err != nil {
 			err = fmt.Errorf("case %s: %w", c.name, err)
 			logf("%v", err)
 			failed = append(failed, err)
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, errStuck) {
 			break
 		}
 	}
@@ -146,4 +159,33 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	return errors.Join(append(failed, r.write(*out))...)
+}
+
+const (
+	caseLimit = 40 * time.Minute
+	stopLimit = time.Minute // from the interruption of a case to its end
+)
+
+var errStuck = errors.New("does not come to an end")
+
+// bounded waits for a case. A call into libcephfs cannot be interrupted, and
+// waits for ever when the cluster does not answer.
+func bounded(ctx context.Context, run func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- run() }()
+	limit := time.NewTimer(caseLimit)
+	defer limit.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-limit.C:
+		return errStuck
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(stopLimit):
+		return errStuck
+	}
 }

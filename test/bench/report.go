@@ -18,6 +18,8 @@ type sample struct {
 	sync   time.Duration // of it, what the daemon calls its synchronisation; 0: not told
 	cpu    usage
 	memory map[string]int64 // most resident bytes, by party
+
+	deadlocks int64 // how often an MDS was restarted meanwhile
 }
 
 // row is what was measured of one case with one daemon.
@@ -44,6 +46,9 @@ func newRow(name, who string, samples []sample) *row {
 			r.Sync = append(r.Sync, s.sync.Seconds())
 		}
 		all += s.total
+		if s.deadlocks > 0 {
+			r.Figures["deadlocks of the MDS"] += float64(s.deadlocks)
+		}
 		for name, t := range s.cpu {
 			cpu[name] += t
 		}

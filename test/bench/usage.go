@@ -112,13 +112,27 @@ func processTime(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * clockTick, nil
 }
 
-// program returns the name of a process's executable.
-func program(pid int) string {
-	path, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil {
-		return ""
+// descendants returns a process and all that stem from it.
+func descendants(pid int) []int {
+	out := []int{pid}
+	for i := 0; i < len(out); i++ {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", out[i]))
+		if err != nil {
+			continue // not with this pattern
+		}
+		for _, t := range tasks {
+			text, err := os.ReadFile(t)
+			if err != nil {
+				continue // the thread has ended
+			}
+			for f := range strings.FieldsSeq(string(text)) {
+				if n, err := strconv.Atoi(f); err == nil {
+					out = append(out, n)
+				}
+			}
+		}
 	}
-	return filepath.Base(strings.TrimSuffix(path, " (deleted)"))
+	return out
 }
 
 // resetPeak makes peak start anew. A kernel that cannot do it leaves the peak
