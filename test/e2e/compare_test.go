@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -72,9 +73,19 @@ func (e *env) waitLong(t *testing.T, limit time.Duration, m cephtree.Maker, snap
 // same checks that snapshots are equal on both sides.
 func (e *env) same(t *testing.T, m cephtree.Maker, snaps ...string) {
 	t.Helper()
+	v, err := e.newView(fsName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.close()
 	for _, s := range snaps {
-		for _, d := range e.differences(t, m.Root(), s) {
-			t.Errorf("snapshot %s of %s differs: %v", s, m.Root(), d)
+		path := m.Root() + "/.snap/" + s
+		diffs, err := v.compare(path, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(diffs) > 0 {
+			t.Errorf("snapshot %s of %s differs:\n%s", s, m.Root(), cephtree.Report(diffs, 10))
 		}
 	}
 }
@@ -88,21 +99,14 @@ func (e *env) differences(t *testing.T, dir, snap string) []cephtree.Difference 
 
 func (e *env) compare(t *testing.T, source, fs, target string) []cephtree.Difference {
 	t.Helper()
-	src, err := cephtree.Open(e.a.Conf(), fsName)
+	v, err := e.newView(fs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer src.Close()
-	dst, err := cephtree.Open(e.b.Conf(), fs)
+	defer v.close()
+	diffs, err := v.compare(source, target)
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer dst.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	diffs, err := cephtree.Compare(ctx, src.MountInfo, source, dst.MountInfo, target)
-	if err != nil {
-		t.Fatalf("comparing %s: %v", source, err)
 	}
 	const most = 10
 	if len(diffs) > most {
@@ -110,6 +114,31 @@ func (e *env) compare(t *testing.T, source, fs, target string) []cephtree.Differ
 		diffs = diffs[:most]
 	}
 	return diffs
+}
+
+// view is a pair of clients that have nothing cached.
+type view struct{ src, dst *cephtree.Client }
+
+func (e *env) newView(fs string) (v view, err error) {
+	if v.src, err = cephtree.Open(e.a.Conf(), fsName); err != nil {
+		return v, err
+	}
+	if v.dst, err = cephtree.Open(e.b.Conf(), fs); err != nil {
+		return v, errors.Join(err, v.src.Close())
+	}
+	return v, nil
+}
+
+func (v view) close() error { return errors.Join(v.src.Close(), v.dst.Close()) }
+
+func (v view) compare(source, target string) ([]cephtree.Difference, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	diffs, err := cephtree.Compare(ctx, v.src.MountInfo, source, v.dst.MountInfo, target)
+	if err != nil {
+		return nil, fmt.Errorf("comparing %s: %w", source, err)
+	}
+	return diffs, nil
 }
 
 // waitSame waits for snapshots and checks that they are equal.

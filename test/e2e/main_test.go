@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	long = flag.Bool("long", false, "also run tests that take minutes")
+	long = flag.Bool("long", os.Getenv("CEPHMIRROR_TEST_LONG") != "", "also run tests that take minutes; CEPHMIRROR_TEST_LONG=1 does the same")
 	keep = flag.Bool("keep", false, "leave the clusters up at the end")
 	bin  = flag.String("bin", "", "directory of the executables; empty: bin/RELEASE of the checkout")
 )

@@ -64,13 +64,23 @@ func (e *env) randomRound(t *testing.T, r *rapid.T, d *daemon, round int) {
 			e.waitRandom(r, d, root, name)
 		}
 	}
+	v, err := e.newView(fsName)
+	if err != nil {
+		r.Fatalf("%v", err)
+	}
+	defer v.close()
 	for _, name := range slices.Sorted(maps.Keys(models)) {
 		e.waitRandom(r, d, root, name)
-		for _, diff := range e.differences(t, root, name) {
-			r.Errorf("snapshot %s of %s differs: %v", name, root, diff)
+		path := root + "/.snap/" + name
+		diffs, err := v.compare(path, path)
+		if err != nil {
+			r.Fatalf("%v", err)
 		}
-		for _, diff := range e.modelDifferences(r, models[name], root+"/.snap/"+name) {
-			r.Errorf("snapshot %s of %s is not as the model: %v", name, root, diff)
+		if len(diffs) > 0 {
+			r.Errorf("snapshot %s of %s differs:\n%s", name, root, cephtree.Report(diffs, 10))
+		}
+		if diffs := modelDifferences(r, models[name], v.dst, path); len(diffs) > 0 {
+			r.Errorf("snapshot %s of %s is not as the model:\n%s", name, root, cephtree.Report(diffs, 10))
 		}
 	}
 	if r.Failed() {
@@ -87,12 +97,7 @@ func (e *env) waitRandom(r *rapid.T, d *daemon, root, name string) {
 
 // modelDifferences compares a snapshot on b with the model, in all that the
 // model knows.
-func (e *env) modelDifferences(r *rapid.T, m *treemodel.Tree, root string) []cephtree.Difference {
-	dst, err := cephtree.Open(e.b.Conf(), fsName)
-	if err != nil {
-		r.Fatalf("%v", err)
-	}
-	defer dst.Close()
+func modelDifferences(r *rapid.T, m *treemodel.Tree, dst *cephtree.Client, root string) []cephtree.Difference {
 	got, err := cephtree.Scan(r.Context(), dst.MountInfo, root)
 	if err != nil {
 		r.Fatalf("%v", err)
