@@ -14,30 +14,16 @@ package ceph
 // cm_list reads up to max entries with their attributes in one crossing.
 // Names are packed, NUL-terminated, into names. It stops early when less than
 // a whole name's room is left.
-//
-// The MDS answers with what it knows, which for a file that another client has
-// written may be old. With synced set every regular file's attributes are asked
-// for once more; that takes no request unless the MDS withheld the capability
-// to rely on them.
-static int cm_list(struct ceph_mount_info *m, struct ceph_dir_result *d, int synced,
+static int cm_list(struct ceph_mount_info *m, struct ceph_dir_result *d,
                    char *names, size_t room, struct ceph_statx *st, int max, unsigned want) {
 	int n = 0;
 	while (n < max && room >= 256) {
 		struct dirent de;
-		struct Inode *in = NULL;
-		int r = ceph_readdirplus_r(m, d, &de, &st[n], want, AT_SYMLINK_NOFOLLOW, synced ? &in : NULL);
+		int r = ceph_readdirplus_r(m, d, &de, &st[n], want, AT_SYMLINK_NOFOLLOW, NULL);
 		if (r < 0)
 			return r;
 		if (r == 0)
 			break;
-		if (in) {
-			r = 0;
-			if (S_ISREG(st[n].stx_mode))
-				r = ceph_ll_getattr(m, in, &st[n], want, 0, ceph_mount_perms(m));
-			ceph_ll_put(m, in);
-			if (r < 0)
-				return r;
-		}
 		size_t len = strlen(de.d_name) + 1;
 		memcpy(names, de.d_name, len);
 		names += len;
@@ -70,6 +56,7 @@ import "C"
 import (
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -81,7 +68,8 @@ import (
 // Mount is a libcephfs mount with the calls that go-ceph lacks.
 type Mount struct {
 	*cephfs.MountInfo
-	conf *rados.Conn
+	conf      *rados.Conn
+	cacheable int // entries that a directory can have and still be cached as a whole
 }
 
 // NewMount creates an unmounted handle with the configuration of conf, which
@@ -93,7 +81,11 @@ func NewMount(conf *rados.Conn) (*Mount, error) {
 		conf.Shutdown()
 		return nil, fmt.Errorf("creating mount handle: %w", err)
 	}
-	return &Mount{m, conf}, nil
+	size := 0
+	if v, err := conf.GetConfigOption("client_cache_size"); err == nil {
+		size, _ = strconv.Atoi(v) // 0: nothing is relied on to be cached
+	}
+	return &Mount{m, conf, size / 4}, nil
 }
 
 // Release frees the handle, which must not be mounted any more, and its
@@ -245,11 +237,38 @@ const batch = 512
 
 // List calls fn for every entry of the directory at path but "." and "..", in
 // the order of the directory, with attributes. An error of fn ends it.
+//
+// The MDS answers a listing with what it has at hand. Of a file that another
+// client has written that may be old: what the client still holds, and what is
+// not in the MDS's journal yet, is missing, in a snapshot too. But it withholds
+// the capability to rely on such attributes. Synced attributes are asked for
+// once more where that is so.
 func (m *Mount) List(path string, sync Sync, fn func(Entry) error) error {
-	synced := C.int(0)
-	if sync == Synced {
-		synced = 1
+	if sync == Cached {
+		return m.list(path, fn)
 	}
+	// A directory that was just listed is listed from the cache, and there
+	// libcephfs asks the MDS for every inode that it may not rely on.
+	n := 0
+	if err := m.list(path, func(Entry) error { n++; return nil }); err != nil {
+		return err
+	}
+	if n <= m.cacheable {
+		return m.list(path, fn)
+	}
+	return m.list(path, func(e Entry) error {
+		if e.IsRegular() {
+			st, err := m.StatAt(path+"/"+e.Name, Synced)
+			if err != nil {
+				return err
+			}
+			e.Stat = st
+		}
+		return fn(e)
+	})
+}
+
+func (m *Mount) list(path string, fn func(Entry) error) error {
 	p := C.CString(path)
 	defer C.free(unsafe.Pointer(p))
 	var dir *C.struct_ceph_dir_result
@@ -262,7 +281,7 @@ func (m *Mount) List(path string, sync Sync, fn func(Entry) error) error {
 	defer C.free(unsafe.Pointer(names))
 	stats := make([]C.struct_ceph_statx, batch)
 	for {
-		n := int(C.cm_list(m.ptr(), dir, synced, (*C.char)(unsafe.Pointer(names)), room, &stats[0], batch, wantAll))
+		n := int(C.cm_list(m.ptr(), dir, (*C.char)(unsafe.Pointer(names)), room, &stats[0], batch, wantAll))
 		if n < 0 {
 			return asError(n)
 		}
