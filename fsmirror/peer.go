@@ -25,9 +25,9 @@ type peer struct {
 
 	cancel context.CancelFunc
 	done   chan struct{}
-	wake   chan struct{} // capacity 1: some directory may be due
 
 	mu         sync.Mutex
+	wake       chan struct{} // closed and replaced when some directory may be due
 	dirs       map[string]*work
 	trouble    error // why there is no connection
 	since      time.Time
@@ -79,7 +79,7 @@ func newPeer(fs *filesystem, uuid string, spec dirstore.Peer) *peer {
 		log:    fs.log.With().Str("peer", uuid).Str("site", spec.Cluster).Logger(),
 		cancel: cancel,
 		done:   make(chan struct{}),
-		wake:   make(chan struct{}, 1),
+		wake:   make(chan struct{}),
 		dirs:   make(map[string]*work),
 		since:  time.Now(),
 	}
@@ -105,8 +105,8 @@ func (p *peer) add(dir string) {
 	if p.dirs[dir] == nil {
 		p.dirs[dir] = &work{dir: dir, status: &directory{}, due: time.Now()}
 	}
-	p.mu.Unlock()
 	p.poke()
+	p.mu.Unlock()
 }
 
 // remove takes a directory out and waits, for as long as ctx allows, until
@@ -143,17 +143,16 @@ func (p *peer) changed(dir string) {
 		w.status.mu.Unlock()
 		if !failing {
 			w.due = time.Now()
+			p.poke()
 		}
 	}
 	p.mu.Unlock()
-	p.poke()
 }
 
+// poke makes all idle workers look at the schedule. The caller holds p.mu.
 func (p *peer) poke() {
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	close(p.wake)
+	p.wake = make(chan struct{})
 }
 
 // run keeps a connection to the peer and works on it until ctx ends.
@@ -305,32 +304,29 @@ func (p *peer) disown() {
 // worker runs cycles one after the other.
 func (p *peer) worker(c *connection) {
 	for c.lost.Err() == nil {
-		w, ctx, wait := p.take(c.lost)
-		if w == nil {
-			select {
-			case <-c.lost.Done():
-			case <-p.wake:
-				p.poke() // the other workers look too, one after the other
-				p.sleepUntilTaken(c.lost)
-			case <-time.After(wait):
-			}
+		w, ctx, idle := p.take(c.lost)
+		if w != nil {
+			p.cycle(ctx, c, w)
 			continue
 		}
-		p.cycle(ctx, c, w)
+		select {
+		case <-c.lost.Done():
+		case <-idle.wake:
+		case <-time.After(idle.wait):
+		}
 	}
 }
 
-// sleepUntilTaken lets a worker that was woken look once.
-func (p *peer) sleepUntilTaken(ctx context.Context) {
-	select {
-	case <-p.wake:
-	case <-ctx.Done():
-	}
+// idle says how long there is nothing to do: until wake is closed, but no
+// longer than wait.
+type idle struct {
+	wake <-chan struct{}
+	wait time.Duration
 }
 
 // take returns the directory that has been due for longest, or how long until
 // one is.
-func (p *peer) take(parent context.Context) (*work, context.Context, time.Duration) {
+func (p *peer) take(parent context.Context) (*work, context.Context, idle) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -349,12 +345,12 @@ func (p *peer) take(parent context.Context) (*work, context.Context, time.Durati
 		}
 	}
 	if best == nil {
-		return nil, nil, wait
+		return nil, nil, idle{p.wake, wait}
 	}
 	ctx, cancel := context.WithCancel(parent)
 	best.cancel, best.idle = cancel, make(chan struct{})
 	best.due = now.Add(recheck)
-	return best, ctx, 0
+	return best, ctx, idle{}
 }
 
 // cycle runs one cycle of a directory and schedules the next.
@@ -397,8 +393,8 @@ func (p *peer) cycle(ctx context.Context, c *connection, w *work) {
 	default:
 		p.failedCycle(w, err, now)
 	}
-	p.mu.Unlock()
 	p.poke()
+	p.mu.Unlock()
 	p.fs.eng.statusChanged()
 }
 
