@@ -27,7 +27,6 @@ type model struct {
 type inode struct {
 	size     uint64
 	seq, cut uint64 // truncate_seq, truncate_size
-	_        struct{}
 }
 
 type stored struct {
@@ -40,7 +39,7 @@ type content struct {
 	seq   uint64
 }
 
-// headOf returns the head, nil when there is none.
+// head returns the head, nil when there is none.
 func (s *stored) head() *content {
 	if n := len(s.Versions); n > 0 && s.Versions[n-1].ID == Head {
 		return &s.data[n-1]

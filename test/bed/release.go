@@ -131,7 +131,15 @@ func (r Release) Rootfs() (path string, ok bool, err error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return path, false, nil
 	}
-	return path, err == nil, err
+	if err != nil {
+		return path, false, err
+	}
+	// It is not replaced by itself: clusters may be running from it.
+	if _, err := os.Stat(filepath.Join(path, "usr/include/rados/librados.hpp")); errors.Is(err, os.ErrNotExist) {
+		return path, false, fmt.Errorf("the root file system %s was made before libradospp-dev was needed: "+
+			"take all clusters of it down and remove it, then it is made anew", path)
+	}
+	return path, true, nil
 }
 
 // MakeRootfs makes the release's root file system with mmdebstrap unless it is
