@@ -187,7 +187,8 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	if err != nil {
 		return err
 	}
-	from, ours := base(dirty, state, last, s.id)
+	from, resumed := base(dirty, state, last, s.id)
+	resumed = resumed && !c.opts.rescan
 	previous := ""
 	if from != 0 && !c.opts.rescan {
 		for _, l := range local {
@@ -198,7 +199,15 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	}
 	note := syncState{id: s.id}
 	if previous != "" {
-		note.from = from
+		note = syncState{id: s.id, from: from, kind: stateFrom}
+	} else {
+		blank, err := treesync.Empty(c.target, c.dir)
+		if err != nil {
+			return fmt.Errorf("listing %s on the peer: %w", c.dir, err)
+		}
+		if blank || resumed {
+			note.kind = stateNew
+		}
 	}
 	if err := c.gate(ctx); err != nil {
 		return err
@@ -215,13 +224,13 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 		Target:   c.target,
 		Root:     trimRoot(c.dir),
 		Trust: func(source, target *ceph.Stat) bool {
-			return !c.opts.rescan && (ours || !c.opts.readAll && trustStock(source))
+			return resumed || !c.opts.rescan && !c.opts.readAll && trustLooks(source)
 		},
 		Gate:      c.gate,
 		Memory:    c.memory,
 		Workers:   c.opts.workers,
 		Progress:  progress,
-		Deep:      !ours || c.opts.rescan,
+		Deep:      !resumed,
 		OwnXattrs: map[string]bool{xattrState: true},
 	}
 	if previous != "" {
@@ -269,7 +278,7 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	if err := c.target.MakeSnapshot(c.dir, s.name, 0o755, metadata); err != nil {
 		return fmt.Errorf("making snapshot %s of %s on the peer: %w", s.name, c.dir, err)
 	}
-	return c.setRootXattr(xattrState, syncState{id: s.id, done: true}.String())
+	return c.setRootXattr(xattrState, syncState{id: s.id, kind: stateDone}.String())
 }
 
 // verify compares the peer's tree as a whole with the snapshot and mends what
@@ -308,11 +317,11 @@ const verifyPasses = 3
 // under way it shows old attributes as if they were final.
 const settleTime = 500 * time.Millisecond
 
-// trustStock tells whether a file that the stock daemon copied can be trusted
-// to have the content that its size and modification time promise. It misses
-// writes after which the modification time was put back: those leave a change
-// time that is later.
-func trustStock(source *ceph.Stat) bool {
+// trustLooks tells whether a file on the peer, of which is not known from which
+// snapshot it was copied or by whom, can be trusted to have the content that its
+// size and modification time promise. That goes wrong only for writes after
+// which the modification time was put back: those leave a later change time.
+func trustLooks(source *ceph.Stat) bool {
 	return source.Ctime == source.Mtime
 }
 

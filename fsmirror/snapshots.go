@@ -176,24 +176,36 @@ func orderRenames(moves []renaming, taken map[string]bool) []renaming {
 }
 
 // syncState is what we note on the root of the peer's tree (xattrState) beside
-// the stock xattrDirty. The tree can be trusted only if xattrDirty, which the
-// stock daemon writes too, still names our run.
+// the stock xattrDirty. It holds only while xattrDirty, which the stock daemon
+// writes too, still names our run.
 //
-//	"7"       a comparison with the tree itself, towards snapshot 7, was begun
+//	"7"        a comparison with the tree itself, towards snapshot 7, was begun
+//	"7 new"    the same, on an empty tree: all there is stems from snapshot 7
 //	"7 from 5" the difference from 5 to 7 was begun on a tree that equalled 5
-//	"7 done"  the tree equals snapshot 7
+//	"7 done"   the tree equals snapshot 7
 type syncState struct {
 	id   uint64
 	from uint64 // 0: none
-	done bool
+	kind stateKind
 }
 
+type stateKind int
+
+const (
+	stateCompared stateKind = iota
+	stateNew
+	stateFrom
+	stateDone
+)
+
 func (s syncState) String() string {
-	switch {
-	case s.done:
-		return fmt.Sprintf("%d done", s.id)
-	case s.from != 0:
+	switch s.kind {
+	case stateNew:
+		return fmt.Sprintf("%d new", s.id)
+	case stateFrom:
 		return fmt.Sprintf("%d from %d", s.id, s.from)
+	case stateDone:
+		return fmt.Sprintf("%d done", s.id)
 	}
 	return strconv.FormatUint(s.id, 10)
 }
@@ -209,9 +221,12 @@ func parseSyncState(text string) (s syncState, ok bool) {
 	}
 	switch {
 	case len(f) == 1:
+	case len(f) == 2 && f[1] == "new":
+		s.kind = stateNew
 	case len(f) == 2 && f[1] == "done":
-		s.done = true
+		s.kind = stateDone
 	case len(f) == 3 && f[1] == "from":
+		s.kind = stateFrom
 		if s.from, err = strconv.ParseUint(f[2], 10, 64); err != nil {
 			return syncState{}, false
 		}
@@ -223,20 +238,23 @@ func parseSyncState(text string) (s syncState, ok bool) {
 
 // base decides what the difference to snapshot next is taken from: the source
 // snapshot that the peer's tree is known to equal, or to be on the way from.
-// 0 means that the tree itself has to be compared; ours tells whether we wrote
-// it last.
-func base(dirty, state string, last *snapshot, next uint64) (from uint64, ours bool) {
+// 0 means that the tree itself has to be compared. resumed tells that all there
+// is in it stems from an interrupted run towards the same snapshot, so that
+// what looks complete is complete; otherwise equal looks prove little.
+func base(dirty, state string, last *snapshot, next uint64) (from uint64, resumed bool) {
 	s, ok := parseSyncState(state)
 	if !ok || dirty != strconv.FormatUint(s.id, 10) {
 		return 0, false
 	}
 	switch {
+	case s.kind == stateNew:
+		return 0, s.id == next
 	case last == nil:
-		return 0, true
-	case s.done && s.id == last.primary:
-		return s.id, true
-	case !s.done && s.id == next && s.from == last.primary:
-		return s.from, true
+		return 0, false
+	case s.kind == stateDone && s.id == last.primary:
+		return s.id, false
+	case s.kind == stateFrom && s.id == next && s.from == last.primary:
+		return s.from, false
 	}
-	return 0, true
+	return 0, false
 }

@@ -106,7 +106,9 @@ func TestOrderRenames(t *testing.T) {
 }
 
 func TestSyncState(t *testing.T) {
-	for _, s := range []syncState{{id: 7}, {id: 7, from: 5}, {id: 7, done: true}} {
+	for _, s := range []syncState{
+		{id: 7}, {id: 7, kind: stateNew}, {id: 7, from: 5, kind: stateFrom}, {id: 7, kind: stateDone},
+	} {
 		got, ok := parseSyncState(s.String())
 		if !ok || got != s {
 			t.Errorf("%v reads as %v, %t", s, got, ok)
@@ -137,24 +139,26 @@ func TestBase(t *testing.T) {
 		dirty, state string
 		last         *snapshot
 		from         uint64
-		ours         bool
+		resumed      bool
 	}{
 		{"empty target", "", "", nil, 0, false},
 		{"stock made it", "5", "", last, 0, false},
-		{"we made it", "5", "5 done", last, 5, true},
+		{"we made it", "5", "5 done", last, 5, false},
 		{"stock went on after us", "6", "5 done", last, 0, false},
-		{"we were interrupted", "7", "7 from 5", last, 5, true},
-		{"interrupted on the way to another snapshot", "6", "6 from 5", last, 0, true},
-		{"interrupted from another one", "7", "7 from 4", last, 0, true},
-		{"interrupted in a comparison", "7", "7", last, 0, true},
-		{"interrupted in the first", "7", "7", nil, 0, true},
-		{"snapshot made, not noted", "5", "5 from 4", last, 0, true},
-		{"the peer's newest was removed", "6", "6 done", last, 0, true},
+		{"we were interrupted", "7", "7 from 5", last, 5, false},
+		{"interrupted on the way to another snapshot", "6", "6 from 5", last, 0, false},
+		{"interrupted from another one", "7", "7 from 4", last, 0, false},
+		{"interrupted in a comparison", "7", "7", last, 0, false},
+		{"interrupted in the first", "7", "7 new", nil, 0, true},
+		{"interrupted in a first one that is gone", "6", "6 new", nil, 0, false},
+		{"stock interrupted after us", "7", "6 new", nil, 0, false},
+		{"snapshot made, not noted", "5", "5 from 4", last, 0, false},
+		{"the peer's newest was removed", "6", "6 done", last, 0, false},
 		{"rubbish", "5", "done", last, 0, false},
 	} {
-		from, ours := base(c.dirty, c.state, c.last, 7)
-		if from != c.from || ours != c.ours {
-			t.Errorf("%s: from %d, ours %t; want %d, %t", c.name, from, ours, c.from, c.ours)
+		from, resumed := base(c.dirty, c.state, c.last, 7)
+		if from != c.from || resumed != c.resumed {
+			t.Errorf("%s: from %d, resumed %t; want %d, %t", c.name, from, resumed, c.from, c.resumed)
 		}
 	}
 }

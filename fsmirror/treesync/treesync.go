@@ -102,7 +102,7 @@ func Run(ctx context.Context, p Params) error {
 	if err != nil {
 		return fmt.Errorf("reading attributes of %s: %w", p.Snapshot, err)
 	}
-	empty, err := isEmpty(p.Target, p.Root)
+	empty, err := Empty(p.Target, p.Root)
 	if err != nil {
 		return fmt.Errorf("listing %s on the peer: %w", p.Root, err)
 	}
@@ -133,7 +133,8 @@ func Run(ctx context.Context, p Params) error {
 	return context.Cause(ctx)
 }
 
-func isEmpty(m *ceph.Mount, path string) (bool, error) {
+// Empty tells whether a directory has no entries.
+func Empty(m *ceph.Mount, path string) (bool, error) {
 	found := errors.New("found")
 	err := m.List(path, ceph.Cached, func(ceph.Entry) error { return found })
 	if err == found {
