@@ -182,7 +182,11 @@ func tail(path string, lines int) string {
 		return ""
 	}
 	all := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	all = all[max(0, len(all)-lines):]
+	for i, line := range all {
+		all[i] = line[:min(len(line), 600)]
+	}
+	return strings.Join(all, "\n")
 }
 
 // domain is how commands name the mirrored file system.

@@ -19,10 +19,10 @@ const recovery = 45 * time.Second
 
 // load makes a tree that takes some seconds to copy.
 func load(m cephtree.Maker, seed uint64) {
-	m.Flat("many", 1500, 2000)
+	m.Flat("many", 500, 2000)
 	m.Mkdir("large")
-	for i := range 12 {
-		m.Write(fmt.Sprintf("large/%d", i), cephtree.Data(seed+uint64(i), 16*mib))
+	for i := range 10 {
+		m.Write(fmt.Sprintf("large/%d", i), cephtree.Data(seed+uint64(i), 12*mib))
 	}
 }
 
@@ -132,9 +132,11 @@ func TestKilled(t *testing.T) {
 // TestFrozenHost stops the host: the plugin must not write without its lease.
 func TestFrozenHost(t *testing.T) {
 	e := need(t)
-	d := e.mirror(t)
+	// Slow enough to be under way when the lease ends.
+	d := e.mirror(t, "--cephmirror-cephfs-workers=1", "--cephmirror-lease-ttl=3s")
 	m := e.newDir(t)
 	load(m, 1)
+	m.Flat("more", 1000, 100)
 	m.Snap("s1")
 	e.track(t, m.Root())
 	e.midSync(t, m)

@@ -119,6 +119,11 @@ func hardForStock(m cephtree.Maker) {
 	m.Remove("type2")
 	m.Mkdir("type2")
 	m.Write("type2/f", []byte("f"))
+}
+
+// impossibleForStock changes what makes the stock daemon of Tentacle fail for
+// good, with EIO from the MDS's block diff.
+func impossibleForStock(m cephtree.Maker) {
 	m.Punch("punched", 4*mib, 4*mib)
 }
 
@@ -167,11 +172,12 @@ func TestHandOver(t *testing.T) {
 			forStock(first)
 			forStock(second)
 			for i, tu := range turns {
-				switch i {
-				case 1:
-					hardForStock(first)
-				case 2:
-					hardForStock(second)
+				if i > 0 {
+					part := []cephtree.Maker{1: first, 2: second}[i]
+					hardForStock(part)
+					if !tu.stock {
+						impossibleForStock(part)
+					}
 				}
 				m.Write("turn", []byte(fmt.Sprint(i)))
 				snap := fmt.Sprintf("s%d", i+1)

@@ -72,6 +72,11 @@ func run(m *testing.M) (code int) {
 		return 1
 	}
 	shared = e
+	// Parallel tests mostly wait: for the scan, for a snapshot to settle.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Println(err)
+		return 1
+	}
 	return m.Run()
 }
 
