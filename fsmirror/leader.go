@@ -316,6 +316,9 @@ func (l *leader) changes() error {
 		case entry.Purging && !purging:
 			l.units[dir] = true
 			l.publish(plugins.EventUnitRemoved, dir, "")
+		case purging && !entry.Purging: // removed, and added again since we looked
+			l.units[dir] = false
+			l.publish(plugins.EventUnitAdded, dir, "")
 		}
 	}
 	for dir, purging := range l.units {
