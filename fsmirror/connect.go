@@ -31,7 +31,7 @@ var clientOptions = []plugins.Option{
 	{Name: "client_permissions", Value: "false"},
 	{Name: "client_acl_type", Value: "posix_acl"},
 	{Name: "client_snapdir", Value: ".snap"},
-	{Name: "client_cache_size", Value: "32768"},
+	{Name: "client_cache_size", Value: "16384"},
 	{Name: "client_quota", Value: "false"},
 	{Name: "log_to_stderr", Value: "false"},
 	{Name: "err_to_stderr", Value: "true"},
