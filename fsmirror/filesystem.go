@@ -455,7 +455,9 @@ func (f *filesystem) source(ctx context.Context) (src *sources, release func(), 
 		f.mounted = src
 		watch, stop := context.WithCancel(f.ctx)
 		src.stop = stop
-		go heartbeat(watch, src.copy, func(err error) { f.dropSource(src, err) })
+		src.users.Go(func() {
+			heartbeat(watch, src.copy, func(err error) { go f.dropSource(src, err) })
+		})
 	}
 	f.mounted.users.Add(1)
 	return f.mounted, f.mounted.users.Done, nil

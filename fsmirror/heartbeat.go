@@ -18,10 +18,16 @@ const (
 
 // heartbeat asks the MDS for a sign of life until ctx ends, and calls lost,
 // once, when there is none for too long or when the mount is of no more use.
-// Calls into libcephfs cannot be cancelled; lost is to cut the mount off.
+// Calls into libcephfs cannot be cancelled: lost is to cut the mount off, without
+// waiting, and the mount must not be released before heartbeat has returned.
 func heartbeat(ctx context.Context, m *ceph.Mount, lost func(error)) {
 	answers := make(chan error, 1)
 	var asked time.Time // zero: no request is under way
+	defer func() {
+		if !asked.IsZero() {
+			<-answers
+		}
+	}()
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
 	for {
