@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -75,7 +76,8 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		RunnerFunc: func(_ hclog.Logger, cmd *exec.Cmd, dir string) (runner.Runner, error) {
 			sockets = dir
 			// go-plugin put the handshake and the certificate into cmd.Env.
-			proc.cmd.Env = append(append(withoutHostOnly(spec.Env), cmd.Env...), plugins.EnvLogLevel+"="+spec.LogLevel.String())
+			proc.cmd.Env = slices.Concat([]string{mallocArenas}, withoutHostOnly(spec.Env), cmd.Env,
+				[]string{plugins.EnvLogLevel + "=" + spec.LogLevel.String()})
 			return proc, nil
 		},
 	})
@@ -128,6 +130,10 @@ func connect(c *goplugin.Client) (*plugins.Client, error) {
 	}
 	return raw.(*plugins.Client), nil
 }
+
+// mallocArenas bounds the memory that the C library keeps for the many threads
+// of a plugin's Ceph clients. What the environment says comes after it and wins.
+const mallocArenas = "MALLOC_ARENA_MAX=4"
 
 // withoutHostOnly drops what the host has read from its environment for itself.
 func withoutHostOnly(env []string) []string {
