@@ -167,8 +167,9 @@ func (f *filesystem) reclaimDead(ctx context.Context, spec dirstore.Peer) {
 		// A session of this very process was given up: it was cut off.
 		id := strings.TrimPrefix(key, sessionPrefix)
 		if err := f.reclaim(spec, id); err != nil && !ceph.Is(err, syscall.ENOENT) {
-			f.log.Warn().Err(err).Str("session", id).Msg("cannot end the session of a dead worker")
-			continue
+			// The peer cannot be reached: mounting it will tell why.
+			f.log.Debug().Err(err).Str("session", id).Msg("cannot end the session of a dead worker")
+			return
 		}
 		f.log.Info().Str("session", id).Msg("ended the session of a dead worker on the peer")
 		f.removeNote(key)

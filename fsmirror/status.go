@@ -1,6 +1,7 @@
 package fsmirror
 
 import (
+	"fmt"
 	"strconv"
 	"sync"
 	"time"
@@ -191,6 +192,14 @@ func (d *directory) status(release, peerTrouble string) directoryStatus {
 			out.Current = ref
 		}
 		out.Progress = progressOf(d.progress, time.Since(d.started))
+		last := d.started
+		if at := d.progress.LastStep.Load(); at > last.UnixNano() {
+			last = time.Unix(0, at)
+		}
+		if still := time.Since(last); still > stillness && out.Waiting == "" {
+			out.Waiting = fmt.Sprintf("no request to the source or the peer has been answered for %v; is one of them full, frozen or out of reach?",
+				still.Round(time.Second))
+		}
 	}
 	if l := d.last; l != nil {
 		out.Last = &lastSnap{ID: l.id, Name: l.name}
@@ -204,6 +213,9 @@ func (d *directory) status(release, peerTrouble string) directoryStatus {
 	}
 	return out
 }
+
+// stillness is how long a synchronisation may stand still before that is said.
+const stillness = 5 * time.Second
 
 func progressOf(p *treesync.Progress, elapsed time.Duration) *progressStatus {
 	s := &progressStatus{

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/cephfs"
 
@@ -77,6 +78,7 @@ type Progress struct {
 	BytesSent   atomic.Int64 // written to the target
 	Directories atomic.Int64 // directories looked at
 	Writes      atomic.Int64 // changes made on the target, of any kind
+	LastStep    atomic.Int64 // when something was last completed, Unix nanoseconds
 }
 
 // Run makes the target equal to the snapshot. It returns when all workers have
@@ -211,6 +213,7 @@ func (r *run) work() {
 		if err := job(); err != nil {
 			r.cancel(err)
 		}
+		r.Progress.LastStep.Store(time.Now().UnixNano())
 		r.mu.Lock()
 		r.active--
 		r.cond.Broadcast()
