@@ -381,6 +381,13 @@ func TestPeerFull(t *testing.T) {
 			setRatio(t, "nearfull", "0.0001")
 			setRatio(t, "backfillfull", "0.0001")
 			setRatio(t, "full", "0.0001")
+			within(t, recovery, "the OSD to be full", func() error {
+				out, err := e.b.Ceph(e.ctx(t), "health", "detail")
+				if err == nil && !strings.Contains(out, "OSD_FULL") {
+					err = errors.New(out)
+				}
+				return err
+			})
 		}, func(t *testing.T) {
 			setRatio(t, "full", "0.95")
 			setRatio(t, "backfillfull", "0.9")
@@ -402,17 +409,22 @@ func TestPeerFull(t *testing.T) {
 				c.fill(t)
 				defer c.free(t)
 				e.track(t, m.Root())
-				holds(t, 15*time.Second, "with a full peer", func() error {
+				err := eventually(30*time.Second, func() error {
 					if e.arrived(m.Root(), "s1") == nil {
-						return errors.New("the snapshot arrived")
+						t.Fatal("the snapshot arrived")
 					}
-					_, err := d.status()
-					return err
+					st, err := d.dir(m.Root())
+					if err != nil {
+						return err
+					}
+					if st.Reason == "" && st.LastError == "" && st.Waiting == "" {
+						return fmt.Errorf("its state is %+v", st)
+					}
+					t.Logf("the reason: %s%s%s", st.Reason, st.LastError, st.Waiting)
+					return nil
 				})
-				st, err := d.dir(m.Root())
-				t.Logf("state while full: %+v, %v", st, err)
-				if err == nil && st.Reason == "" && st.LastError == "" && st.Waiting == "" {
-					t.Errorf("no reason is shown")
+				if err != nil {
+					t.Errorf("no reason is shown: %v", err)
 				}
 			}()
 			e.waitLong(t, 120*time.Second, m, "s1")

@@ -73,9 +73,11 @@ func run(m *testing.M) (code int) {
 	}
 	shared = e
 	// Parallel tests mostly wait: for the scan, for a snapshot to settle.
-	if err := flag.Set("test.parallel", "8"); err != nil {
-		fmt.Println(err)
-		return 1
+	for name, value := range map[string]string{"test.parallel": "8", "rapid.nofailfile": "true", "rapid.shrinktime": "1m"} {
+		if err := flag.Set(name, value); err != nil {
+			fmt.Println(err)
+			return 1
+		}
 	}
 	return m.Run()
 }

@@ -29,13 +29,15 @@ func TestRandomOperations(t *testing.T) {
 		limit = 15 * time.Minute
 	}
 	end := time.Now().Add(limit)
-	rounds := 0
+	rounds, failed := 0, false
 	rapid.Check(t, func(r *rapid.T) {
-		if time.Now().After(end) {
+		if time.Now().After(end) && !failed {
 			return // the time is up
 		}
 		rounds++
+		failed = true
 		e.randomRound(t, r, d, rounds)
+		failed = r.Failed()
 	})
 	t.Logf("%d rounds", rounds)
 }
@@ -54,6 +56,7 @@ func (e *env) randomRound(t *testing.T, r *rapid.T, d *daemon, round int) {
 			o.step()
 		}
 		name := fmt.Sprintf("s%d", i)
+		o.note("snapshot %s", name)
 		o.m.Snap(name)
 		models[name] = o.tree.Clone()
 		if !tracked {
@@ -82,9 +85,6 @@ func (e *env) randomRound(t *testing.T, r *rapid.T, d *daemon, round int) {
 		if diffs := modelDifferences(r, models[name], v.dst, path); len(diffs) > 0 {
 			r.Errorf("snapshot %s of %s is not as the model:\n%s", name, root, cephtree.Report(diffs, 10))
 		}
-	}
-	if r.Failed() {
-		r.Logf("operations:\n%s", strings.Join(o.log, "\n"))
 	}
 }
 
@@ -141,11 +141,10 @@ type operator struct {
 	r    *rapid.T
 	tree *treemodel.Tree
 	m    cephtree.Maker
-	log  []string
 }
 
 func (o *operator) note(format string, args ...any) {
-	o.log = append(o.log, fmt.Sprintf(format, args...))
+	o.r.Logf(format, args...)
 }
 
 // pick draws one of the paths for which ok holds.
