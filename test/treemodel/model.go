@@ -130,14 +130,12 @@ func (t *Tree) Remove(p string) {
 // Rename moves what has the name from to the name to.
 func (t *Tree) Rename(from, to string) {
 	n := t.Get(from)
-	if old := t.Get(to); old == n {
-		return // two names of one inode: nothing happens
-	}
 	t.Remove(from)
 	t.Add(to, n)
 }
 
-// CanRename tells whether a file system allows a rename.
+// CanRename tells whether a file system allows a rename. Between two names of
+// one inode it does nothing, and not all clients of CephFS get that right.
 func (t *Tree) CanRename(from, to string) bool {
 	if from == to || strings.HasPrefix(to+"/", from+"/") || strings.HasPrefix(from+"/", to+"/") {
 		return false
@@ -148,6 +146,8 @@ func (t *Tree) CanRename(from, to string) bool {
 		return false
 	case old == nil:
 		return true
+	case old == n:
+		return false
 	case n.Kind == Dir:
 		return old.Kind == Dir && len(old.children) == 0
 	}

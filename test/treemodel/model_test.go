@@ -30,14 +30,10 @@ func TestTree(t *testing.T) {
 	for _, r := range []struct {
 		from, to string
 		ok       bool
-	}{{"e", "e/x", false}, {"e", "g", false}, {"g", "e", false}, {"g", "e/f", true}, {"g", "no/g", false}, {"e/f", "h", true}} {
+	}{{"e", "e/x", false}, {"e", "g", false}, {"g", "e", false}, {"g", "e/f", false}, {"g", "no/g", false}, {"e/f", "h", true}} {
 		if m.CanRename(r.from, r.to) != r.ok {
 			t.Errorf("renaming %s to %s: want %v", r.from, r.to, r.ok)
 		}
-	}
-	m.Rename("g", "e/f") // the same inode
-	if m.Get("g") == nil || m.Get("e/f") == nil {
-		t.Error("renaming a link to another of the same inode took a name away")
 	}
 	m.Remove("e")
 	if got := m.Paths(all); !slices.Equal(got, []string{"g"}) {
