@@ -225,6 +225,15 @@ func (e *Engine) peerClient(fsName string, spec dirstore.Peer) (*rados.Conn, err
 	return conn, nil
 }
 
+// peerAddress names a peer's cluster for people, with its monitors if they are
+// known.
+func (e *Engine) peerAddress(fsName string, spec dirstore.Peer) string {
+	if c, err := e.credentials(fsName, spec.UUID); err == nil && c != nil {
+		return fmt.Sprintf("%s (mon_host %s)", spec.Cluster, c.MonHost)
+	}
+	return spec.Cluster
+}
+
 // credentials returns what the monitors keep for a peer, nil if nothing.
 func (e *Engine) credentials(fsName, uuid string) (*dirstore.Credentials, error) {
 	key := dirstore.PeerKey(fsName, uuid)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -20,6 +21,10 @@ import (
 
 // errLocked: another daemon works on the directory; try later, silently.
 var errLocked = errors.New("locked by another daemon")
+
+// errOutdated: libcephfs still believes in a snapshot that another client has
+// removed. Only a new mount forgets it.
+var errOutdated = errors.New("the mount of the peer believes in a removed snapshot")
 
 // invalidMetadata is the stock daemon's reason for a snapshot on the peer that
 // nobody mirrored and that is in the way.
@@ -276,6 +281,11 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	}
 	metadata := map[string]string{primarySnapID: strconv.FormatUint(s.id, 10)}
 	if err := c.target.MakeSnapshot(c.dir, s.name, 0o755, metadata); err != nil {
+		if ceph.Is(err, syscall.EEXIST) {
+			if names, err := snapshotNames(c.target, c.dir); err == nil && !slices.Contains(names, s.name) {
+				return errOutdated
+			}
+		}
 		return fmt.Errorf("making snapshot %s of %s on the peer: %w", s.name, c.dir, err)
 	}
 	return c.setRootXattr(xattrState, syncState{id: s.id, kind: stateDone}.String())

@@ -234,7 +234,7 @@ func (p *peer) connect(ctx context.Context) (*connection, error) {
 	mount, session, err := p.fs.mountPeer(ctx, p.spec)
 	if err != nil {
 		return nil, fmt.Errorf("mounting file system %s of %s as %s: %w",
-			p.spec.FSName, p.spec.Cluster, p.spec.Client, err)
+			p.spec.FSName, p.fs.eng.peerAddress(p.fs.name, p.spec), p.spec.Client, err)
 	}
 	c := &connection{mount: mount, session: session}
 	c.lost, c.giveUp = context.WithCancelCause(ctx)
@@ -387,6 +387,9 @@ func (p *peer) cycle(ctx context.Context, c *connection, w *work) {
 		if more {
 			w.due = now
 		}
+	case errors.Is(err, errOutdated):
+		w.due = now
+		c.giveUp(err)
 	case errors.Is(err, errLocked):
 		w.status.setWaiting("the directory is locked on the peer by another daemon")
 		w.due = now.Add(lockRetry)
