@@ -490,7 +490,7 @@ func idleCase(ctx context.Context, l *lab, p plan, r *report) error {
 			noticed := newRow("snapshot among them", ours, samples)
 			noticed.Figures["slowest s"] = slices.Max(noticed.Seconds)
 			r.add(idle, noticed)
-			r.find(name, "processor time of the plugin", idle.Cores["plugin"], "cores", "less than 0.3")
+			r.find(name, "processor time of the plugin", idle.cores("plugin"), "cores", "less than 0.3")
 			r.find(name, "slowest, from mksnap to the snapshot on the peer", slices.Max(noticed.Seconds), "s", "noticed within 1 s")
 			r.find(name, "the same less the synchronisation", slowest(samples), "s", "noticed within 1 s")
 			return d.untrack(ctx, u.Subs()...)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,9 +34,9 @@ const (
 type lab struct {
 	bed  *bed.Bed
 	a, b *bed.Cluster
-	fsid string // name@id of the file system, as the admin socket has it
-	key  string // of the peer user
-	ours string // path of cephmirror
+	fsid string   // name@id of the file system, as the admin socket has it
+	key  string   // of the peer user
+	ours []string // our program, and what is added to its command line
 	logf func(string, ...any)
 
 	deadlocks atomic.Int64 // of an MDS
@@ -43,11 +44,19 @@ type lab struct {
 
 // openLab brings the clusters up. The stock mgr module is the control plane of
 // both daemons.
-func openLab(ctx context.Context, b *bed.Bed, ours string, logf func(string, ...any)) (*lab, error) {
+func openLab(ctx context.Context, b *bed.Bed, ours []string, logf func(string, ...any)) (*lab, error) {
 	l := &lab{bed: b, ours: ours, logf: logf}
 	var wg sync.WaitGroup
 	errs := make([]error, 2)
 	for i, spec := range []bed.ClusterSpec{{Name: "a", MgrModules: []string{"mirroring"}}, {Name: "b"}} {
+		// What a case leaves behind is to be gone before the next one: by
+		// default a disk that turns is spared.
+		spec.Conf = []bed.Option{
+			{Name: "osd snap trim sleep hdd", Value: "0"},
+			{Name: "osd snap trim sleep hybrid", Value: "0"},
+			{Name: "osd delete sleep hdd", Value: "0"},
+			{Name: "osd delete sleep hybrid", Value: "0"},
+		}
 		wg.Go(func() {
 			c, err := b.Up(ctx, spec)
 			if i == 0 {
@@ -301,7 +310,7 @@ func (l *lab) with(ctx context.Context, who string, use func(*daemon) error) (er
 	}
 	args := []string{"cephfs-mirror", "--cluster", "a", "--id", mirrorUser, "-f"}
 	if who == ours {
-		args = append([]string{l.ours}, args...)
+		args = slices.Concat(l.ours[:1], args, l.ours[1:])
 	}
 	if d.proc, err = l.bed.StartProcess(bed.ProcessSpec{Name: who, Args: args}); err != nil {
 		return err

@@ -49,6 +49,7 @@ func run(ctx context.Context, args []string) (err error) {
 	keep := f.Bool("keep", false, "leave the clusters up")
 	out := f.String("json", "bench.json", "file for the results")
 	binary := f.String("cephmirror", "", "path of cephmirror, its plugin beside it (default bin/RELEASE/cephmirror in the checkout)")
+	further := f.String("args", "", "further arguments for our daemon, separated by spaces")
 	f.Usage = func() {
 		fmt.Fprintln(f.Output(), "Cases:")
 		for _, c := range cases() {
@@ -126,7 +127,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}()
 	up, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	l, err := openLab(up, b, *binary, logf)
+	l, err := openLab(up, b, append([]string{*binary}, strings.Fields(*further)...), logf)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -32,10 +33,15 @@ type row struct {
 	Median  float64            `json:"median_seconds"`
 	SyncMed float64            `json:"median_sync_seconds,omitempty"`
 	Bytes   int64              `json:"bytes,omitempty"` // of content, to tell a rate
-	Cores   map[string]float64 `json:"cores"`
+	CPU     map[string]float64 `json:"cpu_seconds"`     // of one run, by party
 	Memory  map[string]int64   `json:"peak_resident_bytes,omitempty"`
 	Figures map[string]float64 `json:"figures,omitempty"`
+
+	mean float64 // of Seconds
 }
+
+// cores returns how many cores a party kept busy.
+func (r *row) cores(party string) float64 { return r.CPU[party] / max(r.mean, 1e-3) }
 
 func newRow(name, who string, samples []sample) *row {
 	r := &row{Case: name, Who: who, Memory: make(map[string]int64), Figures: make(map[string]float64)}
@@ -57,7 +63,11 @@ func newRow(name, who string, samples []sample) *row {
 		}
 	}
 	r.Median, r.SyncMed = median(r.Seconds), median(r.Sync)
-	r.Cores = cpu.cores(max(all, time.Millisecond))
+	r.CPU = make(map[string]float64)
+	for name, t := range cpu {
+		r.CPU[name] = t.Seconds() / float64(len(samples))
+	}
+	r.mean = all.Seconds() / float64(len(samples))
 	return r
 }
 
@@ -166,24 +176,20 @@ func (r *report) print(w io.Writer) error {
 		fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t%s\t%d\t%s\t%s\n", row.Case, row.Who, row.Median, sync, rate,
 			len(row.Seconds), strings.Join(memory, ", "), strings.Join(notes, "; "))
 	}
-	fmt.Fprintf(t, "\ncase\twho\tbusy cores (of %d)\n", r.Cores)
+	fmt.Fprintf(t, "\ncase\twho\tcores (of %d)\tprocessor seconds of one run\n", r.Cores)
 	for _, row := range r.Rows {
-		names := slices.SortedFunc(maps.Keys(row.Cores), func(a, b string) int {
-			switch x, y := row.Cores[a], row.Cores[b]; {
-			case x > y:
-				return -1
-			case x < y:
-				return 1
-			}
-			return strings.Compare(a, b)
+		names := slices.SortedFunc(maps.Keys(row.CPU), func(a, b string) int {
+			return cmp.Or(cmp.Compare(row.CPU[b], row.CPU[a]), strings.Compare(a, b))
 		})
 		var parts []string
+		all := 0.0
 		for _, name := range names {
-			if row.Cores[name] >= 0.005 {
-				parts = append(parts, fmt.Sprintf("%s %.2f", name, row.Cores[name]))
+			all += row.cores(name)
+			if row.CPU[name] >= 0.01 {
+				parts = append(parts, fmt.Sprintf("%s %.2f", name, row.CPU[name]))
 			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", row.Case, row.Who, strings.Join(parts, ", "))
+		fmt.Fprintf(t, "%s\t%s\t%.1f\t%s\n", row.Case, row.Who, all, strings.Join(parts, ", "))
 	}
 	fmt.Fprintln(t, "\ncase\tfigure\tmeasured\twanted")
 	for _, f := range r.Findings {

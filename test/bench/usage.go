@@ -56,15 +56,6 @@ func (u usage) sub(earlier usage) usage {
 	return out
 }
 
-// cores returns the average number of busy cores over a time.
-func (u usage) cores(over time.Duration) map[string]float64 {
-	out := make(map[string]float64, len(u))
-	for name, t := range u {
-		out[name] = t.Seconds() / over.Seconds()
-	}
-	return out
-}
-
 // machineTime is the busy time of all cores together.
 func machineTime() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
