@@ -113,6 +113,9 @@ func renderConf(p confParams) string {
 		Option{"osd journal", ""},
 		Option{"osd objectstore", "bluestore"},
 		Option{"bluestore block size", fmt.Sprint(p.OSDSize)},
+		// A busy disk is no matter here; warned of for a day, it would keep
+		// the cluster from being healthy.
+		Option{"bluestore slow ops warn threshold", "1000000"},
 		Option{"bluestore cache autotune", "false"},
 		Option{"bluestore cache size", fmt.Sprint(128 << 20)},
 		Option{"osd memory target", fmt.Sprint(939524096)},
