@@ -88,6 +88,7 @@ func TestKilled(t *testing.T) {
 	})
 	t.Run("both several times", func(t *testing.T) {
 		needLong(t)
+		needLong(t)
 		d, m := prepare(t)
 		for i := range 3 {
 			if i%2 == 0 {
@@ -189,6 +190,9 @@ func TestCephRestarts(t *testing.T) {
 		{"mgr of the source", func() []*bed.Daemon { return []*bed.Daemon{e.a.Daemon("mgr.x")} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if !strings.HasPrefix(c.name, "MDS") {
+				needLong(t)
+			}
 			e.mirror(t)
 			m := e.newDir(t)
 			load(m, 1)
@@ -219,6 +223,9 @@ func TestFrozenPeer(t *testing.T) {
 	e := need(t)
 	for _, c := range []struct{ name, prefix string }{{"all daemons", ""}, {"MDSs", "mds."}, {"OSD", "osd."}} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.prefix != "" {
+				needLong(t)
+			}
 			d := e.mirror(t)
 			m := e.newDir(t)
 			load(m, 1)

@@ -111,8 +111,6 @@ func hardForStock(m cephtree.Maker) {
 	m.Chmod("mode", 0o600)
 	m.Chown("owner", 12, 13)
 	restored(m, "sneaky", func() { m.WriteAt("sneaky", cephtree.Data(77, 5000), 0) })
-	m.WriteAt("holey", cephtree.Data(78, 4*mib), 8*mib)
-	restored(m, "holey2", func() { m.WriteAt("holey2", cephtree.Data(78, 4*mib), 8*mib) })
 	m.SetXattr("xattr", "user.a", "b")
 	m.Remove("type")
 	m.Symlink("now a symlink", "type")
@@ -125,6 +123,8 @@ func hardForStock(m cephtree.Maker) {
 // good, with EIO from the MDS's block diff.
 func impossibleForStock(m cephtree.Maker) {
 	m.Punch("punched", 4*mib, 4*mib)
+	m.WriteAt("holey", cephtree.Data(78, 4*mib), 8*mib)
+	restored(m, "holey2", func() { m.WriteAt("holey2", cephtree.Data(78, 4*mib), 8*mib) })
 }
 
 func forStock(m cephtree.Maker) {
@@ -200,6 +200,7 @@ func TestHandOver(t *testing.T) {
 // goes on.
 func TestHandOverKilled(t *testing.T) {
 	e := need(t)
+	needLong(t)
 	for _, turns := range [][]turn{{{kill: true}, {stock: true}}, {{stock: true, kill: true}, {}}} {
 		t.Run(fmt.Sprint(turns), func(t *testing.T) {
 			// The dead daemon's session holds the lock until the MDS drops it.
