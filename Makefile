@@ -13,6 +13,7 @@ RELEASES ?= reef tentacle
 # The release for what is run on one only: demo and benchmark.
 RELEASE ?= tentacle
 FUZZTIME ?= 10s
+E2E_TIMEOUT ?= 25m
 TESTFLAGS ?=
 STATICCHECK_VERSION := v0.8.2
 
@@ -71,19 +72,20 @@ test-e2e: build
 	@[ -n "$(call has,test/e2e)" ] || exit 0; \
 	e2e() { \
 		local r=$$1; shift; \
-		$(BED) enter --release $$r --fresh -- go test -timeout 40m -tags $$r $(TESTFLAGS) ./test/e2e "$$@"; \
+		$(BED) enter --release $$r --fresh -- go test -tags $$r $(TESTFLAGS) ./test/e2e "$$@"; \
 	}; \
 	for r in $(RELEASES); do \
 		echo "== $$r"; \
 		log=bin/$$r/e2e.log; \
-		if e2e $$r 2>&1 | tee $$log; then continue; fi; \
+		if e2e $$r -timeout $(E2E_TIMEOUT) 2>&1 | tee $$log; then continue; fi; \
 		failed=$$(sed -n 's/^--- FAIL: \([A-Za-z0-9_]*\).*/\1/p' $$log | sort -u | paste -sd '|' -); \
 		echo "== $$r, once more: $${failed:-all}"; \
-		e2e $$r -run "^($${failed:-.*})\$$"; \
+		e2e $$r -timeout 12m -run "^($${failed:-.*})\$$"; \
 	done
 
 # More of the same: more random operations, larger trees, the slow faults.
 test-long: export CEPHMIRROR_TEST_LONG=1
+test-long: E2E_TIMEOUT = 120m
 test-long: setup lint test-unit test-ceph test-e2e fuzz
 
 bench: setup build
