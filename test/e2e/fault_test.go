@@ -402,7 +402,7 @@ func TestPeerFull(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			d := e.mirror(t)
 			small := e.tracked(t)
-			small.Write("f", []byte("f"))
+			small.Write("f", cephtree.Data(1, 2*mib)) // above the quota
 			small.Snap("s1")
 			e.wait(t, small, "s1")
 			m := e.newDir(t)
@@ -411,8 +411,8 @@ func TestPeerFull(t *testing.T) {
 			}
 			m.Snap("s1")
 			func() {
-				c.fill(t)
 				defer c.free(t)
+				c.fill(t)
 				e.track(t, m.Root())
 				err := eventually(30*time.Second, func() error {
 					if e.arrived(m.Root(), "s1") == nil {

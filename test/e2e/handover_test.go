@@ -204,7 +204,7 @@ func TestHandOverKilled(t *testing.T) {
 	for _, turns := range [][]turn{{{kill: true}, {stock: true}}, {{stock: true, kill: true}, {}}} {
 		t.Run(fmt.Sprint(turns), func(t *testing.T) {
 			// The dead daemon's session holds the lock until the MDS drops it.
-			e.sessionLimit(t, "20", "30")
+			e.sessionLimit(t, "30", "45")
 			t.Cleanup(func() { e.sessionLimit(t, "60", "300") })
 			e.clear(t)
 			e.enable(t)
