@@ -508,6 +508,7 @@ func (d *daemon) arrive(ctx context.Context, dirs []string, snap string, making 
 	if err := making(); err != nil {
 		return s, err
 	}
+	s.made = time.Since(began)
 	for _, dir := range dirs {
 		looked := began
 		for {
