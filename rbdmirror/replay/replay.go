@@ -1,0 +1,185 @@
+// Package replay keeps one image a copy of its primary on another cluster, by
+// mirror snapshots. A Replayer looks at both images, decides on one next step
+// (plan.go, which is pure), carries it out, and looks again; it wakes up when
+// either image's header tells of a change.
+//
+// Whatever it does can be interrupted at any moment, also by a kill: the next
+// look tells what is left to do.
+package replay
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/rs/zerolog"
+
+	"cephmirror/plugins"
+)
+
+// Side is one of the two clusters, as seen by one image.
+type Side struct {
+	// Conn is the connection that also watches rbd_mirroring and writes the
+	// statuses: a forced promotion tells a daemon from an ordinary client by
+	// that watch. Its operations must end by themselves (rados_osd_op_timeout).
+	Conn       *rados.Conn
+	Pool       string
+	Namespace  string
+	MirrorUUID string
+	SiteName   string
+}
+
+// Throttle bounds how many images synchronise at once.
+type Throttle interface {
+	// Acquire waits for a slot for the local image with this id. The slot is
+	// given back by release, which may be called once only.
+	Acquire(ctx context.Context, localImageID string) (release func(), err error)
+}
+
+// Options tune a Replayer. The zero value of each field stands for its default.
+type Options struct {
+	RetryMin     time.Duration // first wait after a failure, 1 s
+	RetryMax     time.Duration // longest wait after failures, 30 s
+	PollInterval time.Duration // look at the remote image even if nothing was heard of it, 30 s
+	ReportEvery  time.Duration // how often progress is reported during a synchronisation, 1 s
+	CallTimeout  time.Duration // how long a call to the remote cluster is waited for, 30 s
+	BytesPerSec  int64         // limit on what is read from the remote image; 0: none
+	ObjectsAhead int           // objects in flight, 0: imagesync's default
+}
+
+// Config is what a Replayer needs to know.
+type Config struct {
+	Log      zerolog.Logger
+	Lease    *plugins.Lease // nothing is written locally when it has run out; nil: no lease
+	GlobalID string
+	Local    Side
+	Remote   Side
+	Throttle Throttle // nil: no bound
+	Options  Options
+	// Report receives every change of the status, in order, from one
+	// goroutine. It must not block for long.
+	Report func(Status)
+}
+
+// State is the state of a mirrored image as the tools show it.
+type State uint8
+
+// The states, with the numbers that are stored.
+const (
+	StateUnknown State = iota
+	StateError
+	StateSyncing
+	StateStartingReplay
+	StateReplaying
+	StateStoppingReplay
+	StateStopped
+)
+
+// Phase is what the Replayer is about: the admin socket's word for it.
+type Phase int
+
+// The phases.
+const (
+	Stopped Phase = iota
+	Starting
+	Replaying
+	Stopping
+)
+
+func (p Phase) String() string {
+	switch p {
+	case Starting:
+		return "Starting"
+	case Replaying:
+		return "Replaying"
+	case Stopping:
+		return "Stopping"
+	default:
+		return "Stopped"
+	}
+}
+
+// Status is what is known of the image's replication. State and Description go
+// to both clusters as they are.
+type Status struct {
+	State       State
+	Description string // stock's text, JSON included
+
+	Phase     Phase
+	LocalName string // empty until known
+	LocalID   string
+	RemoteID  string
+	Primary   bool // the local image is primary
+
+	// Syncing says that a synchronisation is under way.
+	Syncing       bool
+	ObjectsDone   uint64
+	ObjectsTotal  uint64
+	BytesCopied   uint64 // of this synchronisation
+	LastSync      time.Time
+	RemoteTime    time.Time // of the newest remote mirror snapshot
+	LocalTime     time.Time // remote time of the newest complete local one
+	Err           error     // why State is error, nil otherwise
+	WaitingFor    string    // what is waited for, for people
+	WaitingSince  time.Time
+	NextTry       time.Time // zero: nothing is to be tried again by time
+	Failures      int       // in a row
+	SnapshotsLeft int       // remote mirror snapshots yet to be synchronised
+}
+
+// Outcome says why Run came back.
+type Outcome int
+
+const (
+	// Ended: the context of Run has ended.
+	Ended Outcome = iota
+	// Gone: neither cluster has the image any more, or it is no longer
+	// mirrored. There is nothing left to do.
+	Gone
+	// LostLocal and LostRemote: the connection is of no use any more (this
+	// client was blocklisted). A new Replayer needs a new connection.
+	LostLocal
+	LostRemote
+)
+
+// errNotYet stands where work is still to be done.
+var errNotYet = errors.New("not implemented")
+
+// Replayer replicates one image. Make one with New and call Run once.
+type Replayer struct {
+	cfg Config
+}
+
+// New returns a Replayer. It opens nothing.
+func New(cfg Config) *Replayer { return &Replayer{cfg: cfg} }
+
+// Run replicates until ctx ends or there is nothing left to do. When it comes
+// back, nothing is written any more, the local image's lock is released and
+// "stopped" has been reported. It comes back soon even when the remote cluster
+// does not answer; calls to it that still hang are waited for by Drain.
+func (r *Replayer) Run(ctx context.Context) (Outcome, error) {
+	return Ended, errNotYet
+}
+
+// Drain waits for calls to the clusters that Run has not waited for. The
+// connections must not be shut down before it has come back.
+func (r *Replayer) Drain() {}
+
+// Kick makes the Replayer look at both images now.
+func (r *Replayer) Kick() {}
+
+// RemoteRemoved tells that the leader found the remote image gone or no longer
+// mirrored. The Replayer verifies that before it acts.
+func (r *Replayer) RemoteRemoved() {}
+
+// Flush looks at the remote image now, and waits until all its complete mirror
+// snapshots of this moment are synchronised, or ctx ends.
+func (r *Replayer) Flush(ctx context.Context) error { return errNotYet }
+
+// FullCompare asks that the next synchronisation compares every object of the
+// image, whatever is believed to have changed. It starts at once.
+func (r *Replayer) FullCompare() {}
+
+// Status returns what was last reported.
+func (r *Replayer) Status() Status { return Status{} }
