@@ -20,6 +20,7 @@ import (
 	"cephmirror/host/daemonize"
 	"cephmirror/host/launch"
 	"cephmirror/host/logsink"
+	"cephmirror/host/sdnotify"
 	"cephmirror/host/supervise"
 	"cephmirror/plugins"
 )
@@ -223,6 +224,7 @@ func (d *daemon) run() error {
 	done := make(chan struct{})
 	var handler sync.WaitGroup
 	handler.Go(func() { d.handleSignals(signals, done, stop) })
+	handler.Go(func() { sdnotify.Run(ctx, d.log, d.serviceStatus) })
 
 	err := d.super.Run(ctx)
 	if err == nil {
@@ -231,6 +233,7 @@ func (d *daemon) run() error {
 		}
 	}
 	close(done)
+	stop()
 	handler.Wait()
 	d.close()
 	switch {
@@ -258,6 +261,9 @@ func (d *daemon) handleSignals(signals <-chan os.Signal, done <-chan struct{}, s
 				d.log.Info().Msg("log reopened")
 			default:
 				d.log.Info().Stringer("signal", s).Msg("stopping")
+				if err := sdnotify.Stopping(); err != nil {
+					d.log.Debug().Err(err).Msg("service manager")
+				}
 				stop()
 			}
 		}
@@ -312,7 +318,20 @@ func (d *daemon) open(info plugins.Info) (err error) {
 	if d.child != nil {
 		return d.child.Ready()
 	}
-	return nil
+	return sdnotify.Ready()
+}
+
+// serviceStatus is what the service manager shows of the daemon, in a line.
+func (d *daemon) serviceStatus() string {
+	s := d.super.Status()
+	line := fmt.Sprintf("plugin %s: %s", d.kind, s.State)
+	if s.Restarts > 0 {
+		line += fmt.Sprintf(", restarted %d times", s.Restarts)
+	}
+	if s.LastError != "" && s.State != supervise.Running {
+		line += ": " + s.LastError
+	}
+	return strings.ReplaceAll(line, "\n", " ")
 }
 
 // openLog sends the log where a Ceph daemon would: to the log file, errors to
