@@ -4,10 +4,7 @@
 package message
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -249,37 +246,6 @@ func (r Reply) Answer(instance string, request uint64) (Ack, bool) {
 	return Ack{}, false
 }
 
-// ImageUpdate is what is said on the object rbd_mirroring when an image's
-// mirroring is enabled or disabled there. Clients that enable or disable the
-// mirroring of a whole pool say a mode update, of which nothing is read.
-type ImageUpdate struct {
-	ModeUpdate bool
-	Mode       uint32 // with ModeUpdate: 0 disabled, 1 image, 2 pool
-	State      uint32 // 0 disabling, 1 enabled, 2 disabled, 3 creating
-	ImageID    string
-	GlobalID   string
-}
-
-// DecodeImageUpdate reads the payload of a notification on rbd_mirroring.
-func DecodeImageUpdate(b []byte) (ImageUpdate, error) {
-	r := wire.NewReader(b)
-	var u ImageUpdate
-	r.Frame(1, func(_ uint8, p *wire.Reader) {
-		switch op := p.U32(); op {
-		case 0:
-			u = ImageUpdate{ModeUpdate: true, Mode: p.U32()}
-		case 1:
-			u = ImageUpdate{State: p.U32(), ImageID: p.Str(), GlobalID: p.Str()}
-		default:
-			p.Fail(fmt.Errorf("unknown operation %d", op))
-		}
-	})
-	if err := r.Err(); err != nil {
-		return ImageUpdate{}, fmt.Errorf("decoding a message on rbd_mirroring: %w", err)
-	}
-	return u, nil
-}
-
 // Mapping is an entry of the stored image map.
 type Mapping struct {
 	Instance string
@@ -379,20 +345,3 @@ func DecodeInstances(b []byte) ([]string, error) {
 	}
 	return out, nil
 }
-
-// Cookie returns the cookie with which the holder of a watch takes a lock.
-func Cookie(watch uint64) string { return fmt.Sprintf("auto %d", watch) }
-
-// errNoCookie says that a lock was not taken by a watcher.
-var errNoCookie = errors.New("not the cookie of a watcher")
-
-// ParseCookie returns the watch behind the cookie of a lock.
-func ParseCookie(cookie string) (watch uint64, err error) {
-	if n, err := fmt.Sscanf(cookie, "auto %d", &watch); n != 1 || err != nil || Cookie(watch) != cookie {
-		return 0, fmt.Errorf("%q: %w", cookie, errNoCookie)
-	}
-	return watch, nil
-}
-
-// SortInstances sorts instance ids as the stock daemon does: byte by byte.
-func SortInstances(ids []string) { slices.SortFunc(ids, cmp.Compare[string]) }

@@ -131,16 +131,6 @@ func TestAckVectors(t *testing.T) {
 	}
 }
 
-func TestImageUpdateVectors(t *testing.T) {
-	for _, v := range vectors(t, "mirroring-notify.json") {
-		got, err := DecodeImageUpdate(unhex(t, v.Hex))
-		if err != nil {
-			t.Errorf("%s: %v", v.Name, err)
-		}
-		same(t, v.Name, got, ImageUpdate{State: v.State, ImageID: v.ImageID, GlobalID: v.GlobalID})
-	}
-}
-
 func TestMapVectors(t *testing.T) {
 	var file struct{ Omap []vector }
 	load(t, "leader-object.json", &file)
@@ -161,17 +151,6 @@ func TestMapVectors(t *testing.T) {
 	}
 	if found == 0 {
 		t.Error("no mapping among the vectors")
-	}
-}
-
-func TestCookies(t *testing.T) {
-	if w, err := ParseCookie("auto 94470843047936"); err != nil || w != 94470843047936 {
-		t.Errorf("%d, %v", w, err)
-	}
-	for _, bad := range []string{"", "auto", "auto x", "auto 1 2", "manual 1", "auto -1", "auto +1", " auto 1"} {
-		if w, err := ParseCookie(bad); err == nil {
-			t.Errorf("%q is %d", bad, w)
-		}
 	}
 }
 
@@ -199,7 +178,7 @@ func TestReadsBackWhatItWrites(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, file := range []string{"leader-notify.json", "instance-notify.json", "instance-ack.json", "mirroring-notify.json"} {
+	for _, file := range []string{"leader-notify.json", "instance-notify.json", "instance-ack.json"} {
 		for _, v := range vectors(f, file) {
 			f.Add(unhex(f, v.Hex))
 			f.Add(unhex(f, v.NotifyReply))
@@ -221,7 +200,6 @@ func FuzzDecode(f *testing.F) {
 		_, _ = DecodeLeader(b)
 		_, _ = DecodeAck(b)
 		_, _ = DecodeReply(b)
-		_, _ = DecodeImageUpdate(b)
 		_, _ = DecodeMap(b)
 		_, _ = DecodeInstances(b)
 	})
