@@ -63,18 +63,7 @@ func ListSnaps(ioctx *rados.IOContext, oids []string) ([]SnapSet, error) {
 		default:
 			return nil, fmt.Errorf("listing clones of object %s: %w", oids[i], syscall.Errno(errno))
 		}
-		s := SnapSet{Seq: r.next()}
-		s.Clones = make([]Clone, r.next())
-		for j := range s.Clones {
-			c := Clone{ID: r.next(), Size: r.next()}
-			c.Snaps = append(c.Snaps, r.take(r.next())...)
-			pairs := r.take(2 * r.next())
-			for k := 0; k < len(pairs); k += 2 {
-				c.Overlap = append(c.Overlap, [2]uint64{pairs[k], pairs[k+1]})
-			}
-			s.Clones[j] = c
-		}
-		sets[i] = s
+		sets[i] = r.snapSet()
 	}
 	return sets, nil
 }

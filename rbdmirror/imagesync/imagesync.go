@@ -25,6 +25,8 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 	"golang.org/x/time/rate"
+
+	"cephmirror/rbdmirror/objectmap"
 )
 
 // Objects says where the data of an image is.
@@ -46,27 +48,18 @@ type Target struct {
 // Lease is the permission to write (see plugins.Lease).
 type Lease interface{ Valid() bool }
 
-// States of objects in object maps.
-const (
-	Nonexistent byte = iota
-	Exists           // and changed since the snapshot before
-	Pending
-	Clean // exists, unchanged since the snapshot before
-)
-
 // Head stands for the image itself where a snapshot id is asked for.
 const Head = ^uint64(0) - 1
 
-// ObjectMaps are the object maps of the destination, one state per object and
-// byte. snap is a local snapshot or Head. The calls may come from several
-// goroutines, but never two for the same map.
+// ObjectMaps are the object maps of the destination. snap is a local snapshot or
+// Head. No two calls are made at once.
 type ObjectMaps interface {
 	// Load returns a map. The caller keeps it.
-	Load(ctx context.Context, snap uint64) ([]byte, error)
+	Load(ctx context.Context, snap uint64) (*objectmap.Map, error)
 	// Save replaces a map; the size stays as it is.
-	Save(ctx context.Context, snap uint64, states []byte) error
+	Save(ctx context.Context, snap uint64, m *objectmap.Map) error
 	// Update sets the states of objects from start up to, not including, end.
-	Update(ctx context.Context, snap uint64, start, end uint64, state byte) error
+	Update(ctx context.Context, snap uint64, start, end uint64, state objectmap.State) error
 }
 
 // SourceMaps are the valid object maps of the source's snapshots.
@@ -75,8 +68,8 @@ type SourceMaps struct {
 	// snapshots after it, of every kind, up to and including the end, ascending.
 	Start uint64
 	Snaps []uint64
-	// Load returns the map of a snapshot, one state per object and byte.
-	Load func(ctx context.Context, snap uint64) ([]byte, error)
+	// Load returns the map of a snapshot.
+	Load func(ctx context.Context, snap uint64) (*objectmap.Map, error)
 }
 
 // Job is one synchronisation of one image.
