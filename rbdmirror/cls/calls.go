@@ -2,6 +2,7 @@ package cls
 
 import (
 	"fmt"
+	"time"
 
 	"cephmirror/rbdmirror/wire"
 )
@@ -696,3 +697,6 @@ func DecodeProtection(b []byte) (Protection, error) {
 func DecodeChildren(b []byte) ([]ChildSpec, error) {
 	return decode("children", b, func(r *wire.Reader) []ChildSpec { return readList(r, 6, readChildSpec) })
 }
+
+// DecodeTime decodes the reply of get_create_timestamp.
+func DecodeTime(b []byte) (time.Time, error) { return decode("time", b, (*wire.Reader).Time) }
