@@ -126,6 +126,13 @@ type Status struct {
 	NextTry       time.Time // zero: nothing is to be tried again by time
 	Failures      int       // in a row
 	SnapshotsLeft int       // remote mirror snapshots yet to be synchronised
+
+	// Counters of this Replayer.
+	Snapshots       uint64  // mirror snapshots completed
+	SyncSeconds     float64 // spent on them
+	SyncBytes       uint64
+	LastSyncSeconds float64
+	LastSyncBytes   uint64
 }
 
 // Outcome says why Run came back.
