@@ -23,27 +23,29 @@ type daemon struct {
 	sock string
 	log  string
 	args []string
+	// explain logs what the daemon knows, when a test has failed.
+	explain func(*testing.T, *daemon)
 	*bed.Process
 }
 
 // startOurs starts our daemon as client.ID and waits until it serves.
 func (e *env) startOurs(t *testing.T, id string, opts ...string) *daemon {
 	t.Helper()
-	return e.startDaemon(t, id, append([]string{filepath.Join(e.bin, "cephmirror"), "cephfs-mirror",
-		"--cluster", "a", "--id", id, "-f"}, opts...))
+	return e.startDaemon(t, e.a, id, append([]string{filepath.Join(e.bin, "cephmirror"), "cephfs-mirror",
+		"--cluster", "a", "--id", id, "-f"}, opts...), explainPeers)
 }
 
 // startStock starts the stock daemon as client.ID and waits until it serves.
 func (e *env) startStock(t *testing.T, id string, opts ...string) *daemon {
 	t.Helper()
-	return e.startDaemon(t, id, append([]string{"cephfs-mirror", "--cluster", "a", "--id", id, "-f"}, opts...))
+	return e.startDaemon(t, e.a, id, append([]string{"cephfs-mirror", "--cluster", "a", "--id", id, "-f"}, opts...), explainPeers)
 }
 
-func (e *env) startDaemon(t *testing.T, id string, args []string) *daemon {
+func (e *env) startDaemon(t *testing.T, c *bed.Cluster, id string, args []string, explain func(*testing.T, *daemon)) *daemon {
 	t.Helper()
-	d := &daemon{e: e, id: id, args: args,
-		sock: filepath.Join(e.a.RunDir(), "a-client."+id+".asok"),
-		log:  filepath.Join(e.a.Dir(), "log", "client."+id+".log"),
+	d := &daemon{e: e, id: id, args: args, explain: explain,
+		sock: filepath.Join(c.RunDir(), c.Name()+"-client."+id+".asok"),
+		log:  filepath.Join(c.Dir(), "log", "client."+id+".log"),
 	}
 	// Tests look at the log of this run only.
 	if err := os.Remove(d.log); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -167,6 +169,11 @@ func (d *daemon) dump(t *testing.T) {
 			t.Logf("end of %s:\n%s", path, text)
 		}
 	}
+	d.explain(t, d)
+}
+
+// explainPeers logs the states of all directories.
+func explainPeers(t *testing.T, d *daemon) {
 	for uuid := range d.peers() {
 		out, err := d.call(fmt.Sprintf("fs mirror peer status %s %s", d.e.domain(), uuid))
 		if len(out) > 6000 {

@@ -42,6 +42,7 @@ type env struct {
 	stamp string
 	src   *cephtree.Client // of a
 	dst   *cephtree.Client // of b, to look only
+	rbd   rbdSites
 }
 
 // shared is set by TestMain; nil outside the environment.
@@ -153,6 +154,7 @@ func setUp(ctx context.Context) (*env, error) {
 }
 
 func (e *env) tearDown(ctx context.Context) error {
+	e.rbd.close()
 	for _, c := range []*cephtree.Client{e.src, e.dst} {
 		if c != nil {
 			if err := closeSoon(c); err != nil {
