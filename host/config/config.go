@@ -126,7 +126,7 @@ func (c *Config) loadFile(file, text string) error {
 		}
 		return &Error{Where: file, Msg: err.Error()}
 	}
-	sections := map[string]bool{SectionCephFS: true}
+	sections := map[string]bool{SectionCephFS: true, SectionRBD: true}
 	for _, name := range sortedKeys(tree) {
 		table, isTable := tree[name].(map[string]any)
 		switch {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -50,7 +51,7 @@ func (s Setting) Env() string {
 
 // Settings returns every setting there is, the host's first.
 func Settings() []Setting {
-	return append(hostSettings(), cephfsSettings()...)
+	return slices.Concat(hostSettings(), cephfsSettings(), rbdSettings())
 }
 
 func hostSettings() []Setting {

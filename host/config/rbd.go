@@ -1,0 +1,26 @@
+package config
+
+// SectionRBD is the section of the rbd plugin.
+const SectionRBD = "rbd"
+
+// rbdSettings are the settings handed to the rbd plugin at Start.
+func rbdSettings() []Setting {
+	return []Setting{
+		{
+			Section: SectionRBD, Name: "memory", Type: Size, Default: "64MiB", Min: 8 << 20,
+			Help: "Size of all copy buffers together.",
+		},
+		{
+			Section: SectionRBD, Name: "objects_ahead", Type: Int, Default: "64", Min: 1,
+			Help: "How many objects of one image are copied at once.",
+		},
+		{
+			Section: SectionRBD, Name: "rate_limit", Type: Size, Default: "0",
+			Help: "How many bytes a second are read from the peer for one image; 0 is no limit.",
+		},
+		{
+			Section: SectionRBD, Name: "connect_timeout", Type: Duration, Default: "30s", Min: 1e9,
+			Help: "How long a connection to a peer's cluster may take.",
+		},
+	}
+}

@@ -1,0 +1,12 @@
+// Command cephmirror-rbd is the plugin that mirrors RBD images. The host starts
+// it; it is of no use by itself.
+package main
+
+import (
+	"cephmirror/plugins"
+	"cephmirror/rbdmirror"
+)
+
+func main() {
+	plugins.Serve(func(env plugins.Env) plugins.Plugin { return rbdmirror.New(env.Log, env.Lease) })
+}

@@ -1,0 +1,339 @@
+package rbdmirror
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/replay"
+)
+
+// image is one that this instance was given to replicate.
+type image struct {
+	sp  *space
+	gid string
+	log zerolog.Logger
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
+	wake   chan struct{} // capacity 1
+
+	mu       sync.Mutex
+	closing  bool
+	manual   bool // stopped by command
+	restart  bool // by command
+	gone     bool // nothing is left to do until it is listed again
+	vanished bool // the peer was said to have it no more
+	replayer *replay.Replayer
+	stopRun  context.CancelFunc
+	status   replay.Status
+	scope    string // by which its commands are called
+	trouble  error  // of the last run, if that failed
+	totals   totals
+}
+
+// totals are the counters of an image over all its replayers here.
+type totals struct {
+	snapshots, bytes uint64
+	seconds          float64
+	lastBytes        uint64
+	lastSeconds      float64
+}
+
+func (t totals) plus(s replay.Status) totals {
+	t.snapshots += s.Snapshots
+	t.bytes += s.SyncBytes
+	t.seconds += s.SyncSeconds
+	if s.Snapshots > 0 {
+		t.lastBytes, t.lastSeconds = s.LastSyncBytes, s.LastSyncSeconds
+	}
+	return t
+}
+
+func newImage(sp *space, gid string) *image {
+	ctx, cancel := context.WithCancel(sp.ctx)
+	img := &image{
+		sp: sp, gid: gid,
+		log: sp.log.With().Str("image", gid).Logger(),
+		ctx: ctx, cancel: cancel,
+		done:   make(chan struct{}),
+		wake:   make(chan struct{}, 1),
+		manual: sp.s.link.isManual(),
+	}
+	img.status = replay.Status{State: replay.StateStopped, Description: "stopped"}
+	go func() {
+		defer close(img.done)
+		img.run()
+		_, t := img.counters()
+		sp.s.eng.addPast(t)
+	}()
+	return img
+}
+
+func (img *image) poke() {
+	select {
+	case img.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps a replayer at work whenever there should be one.
+func (img *image) run() {
+	img.setScope(img.gid)
+	defer img.setScope("")
+	var drains sync.WaitGroup
+	defer drains.Wait()
+	var again <-chan time.Time
+	for {
+		if img.wanted() && again == nil {
+			wait := img.replay(&drains)
+			if wait > 0 {
+				again = time.After(wait)
+			}
+			continue
+		}
+		select {
+		case <-img.ctx.Done():
+			return
+		case <-img.wake:
+			if img.takeRestart() {
+				again = nil
+			}
+		case <-again:
+			again = nil
+		}
+	}
+}
+
+func (img *image) wanted() bool {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return img.ctx.Err() == nil && !img.manual && !img.gone && !img.closing
+}
+
+func (img *image) takeRestart() bool {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	was := img.restart
+	img.restart = false
+	return was
+}
+
+// replay runs one replayer. It returns how long to wait before the next.
+func (img *image) replay(drains *sync.WaitGroup) time.Duration {
+	s := img.sp.s
+	ctx, cancel := context.WithCancel(img.ctx)
+	defer cancel()
+	r := replay.New(replay.Config{
+		Log: img.log, Lease: s.member.Lease(), GlobalID: img.gid,
+		Local: replay.Side{
+			Conn: s.local, Pool: s.pool.name, Namespace: img.sp.spec.local, MirrorUUID: s.localUUID, SiteName: s.localSite,
+		},
+		Remote: replay.Side{
+			Conn: s.remote, Pool: s.pool.name, Namespace: img.sp.spec.remote, MirrorUUID: s.remoteUUID, SiteName: s.link.spec.site,
+		},
+		Throttle: s.member.Throttle(img.sp.spec.local),
+		Options:  s.eng.replayOptions(),
+		Report:   img.report,
+	})
+	img.mu.Lock()
+	img.replayer, img.stopRun, img.restart = r, cancel, false
+	vanished := img.vanished
+	img.mu.Unlock()
+	if img.currentScope() == "" { // it was gone
+		img.setScope(img.gid)
+	}
+	if vanished {
+		r.RemoteRemoved()
+	}
+	outcome, err := r.Run(ctx)
+	drains.Go(r.Drain)
+
+	img.mu.Lock()
+	img.totals = img.totals.plus(img.status)
+	img.status.Snapshots, img.status.SyncBytes, img.status.SyncSeconds = 0, 0, 0
+	img.status.Phase = replay.Stopped
+	img.replayer, img.stopRun = nil, nil
+	img.trouble = err
+	restart := img.restart || ctx.Err() != nil
+	if outcome == replay.Gone {
+		img.gone = true
+	}
+	img.mu.Unlock()
+	s.eng.statusChanged()
+	switch {
+	case img.ctx.Err() != nil:
+		return 0
+	case outcome == replay.Gone:
+		img.log.Info().Msg("nothing is left to do for the image")
+		img.setScope("")
+		img.sp.localStatus.forget(img.gid)
+		img.sp.remoteStatus.forget(img.gid)
+		return 0
+	case outcome == replay.LostLocal || outcome == replay.LostRemote:
+		s.fail(fmt.Errorf("shut out of a cluster: %w", err))
+		return pollInterval
+	case restart:
+		return 0
+	}
+	img.log.Warn().Err(err).Msg("replication of the image has ended, it will be started again")
+	return s.eng.stateCheckInterval()
+}
+
+// report takes a status in from the replayer.
+func (img *image) report(st replay.Status) {
+	img.mu.Lock()
+	before := img.status
+	img.status = st
+	img.mu.Unlock()
+	if st.LocalName != "" {
+		img.setScope(st.LocalName)
+	}
+	at := cls.SiteStatus{State: cls.StatusState(st.State), Description: st.Description}
+	img.sp.localStatus.set(img.gid, at)
+	img.sp.remoteStatus.set(img.gid, at)
+	if before.State != st.State {
+		img.sp.s.eng.statusChanged()
+	}
+}
+
+// setScope makes the image's commands known under its name; "" takes them away.
+func (img *image) setScope(name string) {
+	scope := name
+	if name != "" {
+		scope = img.scopeFor(name)
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	if scope == img.scope {
+		return
+	}
+	feed := &img.sp.s.eng.feed
+	if img.scope != "" {
+		feed.Publish(removed(imageCommands(img.scope))...)
+	}
+	img.scope = scope
+	if scope != "" {
+		feed.Publish(added(imageCommands(scope))...)
+	}
+}
+
+// scopeFor is how the commands of an image with this name are called.
+func (img *image) scopeFor(name string) string {
+	if ns := img.sp.spec.local; ns != "" {
+		return img.sp.s.pool.name + "/" + ns + "/" + name
+	}
+	return img.sp.s.pool.name + "/" + name
+}
+
+func (img *image) isClosing() bool {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return img.closing
+}
+
+// close ends all work on the image and waits for it, within ctx.
+func (img *image) close(ctx context.Context) error {
+	img.mu.Lock()
+	img.closing = true
+	img.mu.Unlock()
+	img.cancel()
+	select {
+	case <-img.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("giving up image %s: %w", img.gid, ctx.Err())
+	}
+}
+
+// listed is told whether the lists have the image.
+func (img *image) listed(yes bool) {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	if yes && img.gone {
+		img.gone, img.vanished = false, false
+		img.poke()
+	}
+	if r := img.replayer; r != nil && !yes {
+		r.Kick()
+	}
+}
+
+func (img *image) remoteRemoved() {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	img.vanished = true
+	if r := img.replayer; r != nil {
+		r.RemoteRemoved()
+	}
+}
+
+// current returns the status with the counters of all replayers.
+func (img *image) current() replay.Status {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return img.status
+}
+
+// The commands that the stock daemon has for an image. All return at once.
+
+func (img *image) commandStop() {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	img.manual = true
+	if img.stopRun != nil {
+		img.stopRun()
+	}
+}
+
+func (img *image) commandStart() {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	img.manual = false
+	img.restart = true
+	img.poke()
+}
+
+func (img *image) commandRestart() {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	img.manual = false
+	img.restart = true
+	if img.stopRun != nil {
+		img.stopRun()
+	}
+	img.poke()
+}
+
+func (img *image) commandFlush() {
+	img.mu.Lock()
+	r := img.replayer
+	img.mu.Unlock()
+	if r == nil {
+		return
+	}
+	img.sp.s.eng.left.Go(func() {
+		ctx, cancel := context.WithTimeout(img.ctx, time.Minute)
+		defer cancel()
+		if err := r.Flush(ctx); err != nil && ctx.Err() == nil {
+			img.log.Warn().Err(err).Msg("flushing the image")
+		}
+	})
+}
+
+// stateCheckInterval is how long an image that ended by itself rests.
+func (e *Engine) stateCheckInterval() time.Duration {
+	return max(time.Second, e.options.Seconds("rbd_mirror_image_state_check_interval"))
+}
+
+func (e *Engine) replayOptions() replay.Options {
+	return replay.Options{
+		BytesPerSec:  e.settings.number(settingRate, 0),
+		ObjectsAhead: int(e.settings.number(settingAhead, 0)),
+	}
+}
