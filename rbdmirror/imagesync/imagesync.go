@@ -64,11 +64,11 @@ type ObjectMaps interface {
 
 // SourceMaps are the valid object maps of the source's snapshots.
 type SourceMaps struct {
-	// Start is the snapshot that the destination has, 0 if none; Snaps all
-	// snapshots after it, of every kind, up to and including the end, ascending.
-	Start uint64
+	// Snaps are all snapshots after Job.Start, of every kind, up to and
+	// including the end, ascending.
 	Snaps []uint64
-	// Load returns the map of a snapshot.
+	// Load returns the map of one of these, or of Job.Start. It must return
+	// soon after ctx has ended, even if the source does not answer.
 	Load func(ctx context.Context, snap uint64) (*objectmap.Map, error)
 }
 
@@ -77,28 +77,26 @@ type Job struct {
 	Source, Dest Objects
 	ObjectSize   uint64 // both images have the same
 
-	// Start is what the destination's head was when it began: the source's
-	// mirror snapshot, 0 when the destination was empty, and the local
-	// snapshot that equals it (0 with an empty destination). StartSize is the
-	// image's size at it.
-	Start      uint64
-	StartLocal uint64
-	StartSize  uint64
+	// Start is what the destination's head was when it began: a mirror
+	// snapshot of the source, 0 when the destination was empty. StartSize is
+	// the image's size at it.
+	Start     uint64
+	StartSize uint64
 	// Targets are the user snapshots after Start that are to be created,
 	// ascending, and last the mirror snapshot to be reached. Their local
 	// snapshots exist in the destination's header already, and its head has
 	// the size of the last.
 	Targets []Target
-	// Existing are all other snapshots that the destination has, StartLocal
-	// among them, in any order. All are older than the targets'.
+	// Existing are all other snapshots that the destination has, mirror
+	// snapshots too, in any order. All are older than the targets'.
 	Existing []Snapshot
 
 	// SourceMaps save asking for every object of the image; nil if some are
 	// missing or invalid.
 	SourceMaps *SourceMaps
 	// Maps are the destination's; nil if it has none. They must have the
-	// sizes of their snapshots already. What those of the targets contain
-	// does not matter, except below Resume.
+	// sizes of their snapshots already. The head's must be true; what those
+	// of the targets contain does not matter, except below Resume.
 	Maps ObjectMaps
 
 	// FlattenedOverlap is how many bytes of its parent the destination's head
@@ -139,15 +137,3 @@ var (
 	// answer. Nobody else may be let in before this client is fenced.
 	ErrUncertain = errors.New("a write may still be under way")
 )
-
-// Run carries out the job. When it returns nil the destination's head and all
-// targets equal the source, provided that the source's snapshots Start and
-// those of the targets still exist afterwards: the caller has to check that
-// before it calls the synchronisation complete.
-//
-// When ctx ends Run returns without waiting for the source, however long that
-// takes to answer, and writes nothing any more: only writes that were sent are
-// waited for.
-func Run(ctx context.Context, j Job) error {
-	return errors.New("not implemented")
-}

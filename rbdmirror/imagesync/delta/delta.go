@@ -3,6 +3,8 @@
 package delta
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -250,35 +252,94 @@ func Volume(v Interval, steps []Step) (written, zeroed uint64) {
 	return written, zeroed
 }
 
-// Compared returns the interval from what an object of the destination is, held
-// against what it should be: the first size bytes of each, holes as zeros. Its
-// changed extents are whole blocks, cut at the end of the object.
-func Compared(existed, exists bool, was, is []byte, block int) Interval {
-	v := Interval{Existed: existed, Exists: exists, OldSize: uint64(len(was)), Size: uint64(len(is))}
-	if !existed || !exists {
-		return v
+// Content is what an object holds: bytes of some extents, one after the other,
+// and zeros everywhere else.
+type Content struct {
+	Extents []Extent
+	Bytes   []byte
+}
+
+// walker goes through content once, in ascending order.
+type walker struct {
+	c        Content
+	extent   int
+	consumed uint64
+}
+
+// piece returns the bytes from one offset to another, or nil if they are zeros
+// because nothing is there. What is pieced together is put in scratch.
+func (w *walker) piece(from, to uint64, scratch []byte) []byte {
+	for w.extent < len(w.c.Extents) && w.c.Extents[w.extent].End() <= from {
+		w.consumed += w.c.Extents[w.extent].Length
+		w.extent++
 	}
-	for at := 0; at < len(is); at += block {
-		to := min(at+block, len(is))
-		if equal(was, is, at, to) {
+	var out []byte
+	consumed := w.consumed
+	for _, e := range w.c.Extents[w.extent:] {
+		if e.Offset >= to {
+			break
+		}
+		if e.Offset <= from && to <= e.End() {
+			return w.c.Bytes[consumed+from-e.Offset : consumed+to-e.Offset]
+		}
+		if out == nil {
+			out = scratch[:to-from]
+			clear(out)
+		}
+		low, high := max(from, e.Offset), min(to, e.End())
+		copy(out[low-from:], w.c.Bytes[consumed+low-e.Offset:consumed+high-e.Offset])
+		consumed += e.Length
+	}
+	return out
+}
+
+// Compared returns what has to become of an object that is there to become one
+// of some size with other content. Its changed extents are whole blocks, cut at
+// that size. How long the object is does not matter as long as there is nothing
+// but zeros after that size.
+func Compared(size uint64, was, is Content, block uint64) Interval {
+	v := Interval{Existed: true, Exists: true, OldSize: size, Size: size}
+	one, other := walker{c: was}, walker{c: is}
+	scratch := make([]byte, 2*block)
+	for at := uint64(0); at < size; at += block {
+		to := min(at+block, size)
+		a, b := one.piece(at, to, scratch[:block]), other.piece(at, to, scratch[block:])
+		if same(a, b) {
 			continue
 		}
-		if n := len(v.Changed); n > 0 && v.Changed[n-1].End() == uint64(at) {
-			v.Changed[n-1].Length += uint64(to - at)
+		if n := len(v.Changed); n > 0 && v.Changed[n-1].End() == at {
+			v.Changed[n-1].Length += to - at
 		} else {
-			v.Changed = append(v.Changed, Extent{Offset: uint64(at), Length: uint64(to - at)})
+			v.Changed = append(v.Changed, Extent{Offset: at, Length: to - at})
+		}
+	}
+	for _, e := range was.Extents {
+		if e.End() > size && !zeros(one.piece(max(size, e.Offset), e.End(), make([]byte, e.Length))) {
+			v.OldSize = e.End()
 		}
 	}
 	return v
 }
 
-func equal(was, is []byte, from, to int) bool {
-	known := min(max(len(was), from), to)
-	if string(was[min(from, len(was)):min(known, len(was))]) != string(is[from:known]) {
-		return false
+func same(a, b []byte) bool {
+	switch {
+	case a == nil:
+		return zeros(b)
+	case b == nil:
+		return zeros(a)
 	}
-	for _, b := range is[known:to] {
-		if b != 0 {
+	return bytes.Equal(a, b)
+}
+
+func zeros(b []byte) bool {
+	for len(b) >= 8 {
+		if binary.NativeEndian.Uint64(b) != 0 {
+			return false
+		}
+		b = b[8:]
+	}
+	for _, c := range b {
+		if c != 0 {
 			return false
 		}
 	}
