@@ -5,9 +5,9 @@
 // A Reader does no I/O: it says what is to be fetched, takes what was fetched,
 // and gives out entries. What it is told need not be new: an observation counts
 // only for what it can prove. An object that had no more data proves that an
-// epoch is over only if it was read after a later epoch is known to exist, and
-// that an object is complete only if it was read after its set is known to be
-// closed.
+// epoch is over only if it was read after a later epoch is known to exist (as must
+// be the number of the active set), and that an object is complete only if it was
+// read after its set is known to be closed.
 package stream
 
 import (
@@ -68,6 +68,7 @@ type Reader struct {
 	activeStamp Stamp
 	newest      uint64 // the highest tag known to exist
 	newestStamp Stamp
+	looked      Stamp // when the header was looked at that active is from
 
 	begun   bool   // tag is valid
 	tag     uint64 // the epoch that is given out, or was last
@@ -115,18 +116,30 @@ func (r *Reader) now() Stamp {
 	return r.clock
 }
 
-// Active tells what set the journal is written to, as read from its header.
-func (r *Reader) Active(set uint64) {
-	if set > r.active || r.activeStamp == 0 {
-		r.active, r.activeStamp = set, r.now()
+// Look begins a look at the journal's header. Its result goes to Saw.
+func (r *Reader) Look() Stamp { return r.clock }
+
+// Saw gives what a look at the header has brought: the set that the journal is
+// written to and the newest tag.
+func (r *Reader) Saw(look Stamp, active, newest uint64) {
+	if active > r.active || r.activeStamp == 0 {
+		r.active, r.activeStamp = active, r.now()
+	}
+	r.looked = max(r.looked, look)
+	r.exists(newest)
+}
+
+func (r *Reader) exists(tag uint64) {
+	if tag > r.newest || r.newestStamp == 0 {
+		r.newest, r.newestStamp = tag, r.now()
 	}
 }
 
-// Tag tells that an epoch exists, as read from the header.
-func (r *Reader) Tag(id uint64) {
-	if id > r.newest || r.newestStamp == 0 {
-		r.newest, r.newestStamp = id, r.now()
-	}
+// WantLook says that the header has to be looked at before it can be told whether
+// there is more.
+func (r *Reader) WantLook() bool {
+	stamp, over := r.over()
+	return over && !r.seeking && r.looked < stamp && len(r.splays[r.current()].queue) == 0
 }
 
 // Poll makes the reader look for new data.
@@ -256,10 +269,7 @@ func (r *Reader) parse(s *offset) error {
 			}
 			return nil
 		}
-		if frame.Tag > r.newest || r.newestStamp == 0 {
-			// Its epoch exists: that was learned by a fetch that has ended.
-			r.newest, r.newestStamp = frame.Tag, r.now()
-		}
+		r.exists(frame.Tag)
 		s.add(Entry{format.Position{Object: s.object, Tag: frame.Tag, Entry: frame.Entry}, frame.Payload})
 	}
 }
@@ -317,7 +327,7 @@ func (r *Reader) Next() (Entry, bool, error) {
 		stamp, over := r.over()
 		switch {
 		case len(s.queue) == 0:
-			if !over || r.seeking || s.fetching || s.tail == 0 || s.tail < stamp {
+			if !over || r.seeking || s.fetching || s.tail == 0 || s.tail < stamp || r.looked < stamp {
 				return Entry{}, false, nil
 			}
 			if len(s.rest) > 0 {

@@ -139,11 +139,13 @@ func payloadOf(tag, entry uint64, size int) []byte {
 }
 
 type harness struct {
-	t       *rapid.T
-	w       *world
-	r       *Reader
-	pending []pendingFetch
-	got     []format.Position
+	t                 *rapid.T
+	w                 *world
+	r                 *Reader
+	pending           []pendingFetch
+	look              Stamp
+	sawActive, sawTag uint64
+	got               []format.Position
 }
 
 func (h *harness) drain() {
@@ -192,8 +194,7 @@ func (h *harness) deliver(i int) {
 
 func (h *harness) finish() {
 	for range 1000 {
-		h.r.Active(h.w.active)
-		h.r.Tag(h.w.tag)
+		h.r.Saw(h.r.Look(), h.w.active, h.w.tag)
 		h.r.Poll()
 		before := len(h.got)
 		for h.ask(1<<20) || len(h.pending) > 0 {
@@ -228,9 +229,11 @@ func TestOrder(t *testing.T) {
 				}
 				w.epoch()
 			case 6:
-				h.r.Active(w.active)
+				h.look, h.sawActive, h.sawTag = h.r.Look(), w.active, w.tag
 			case 7:
-				h.r.Tag(w.tag)
+				if h.look != 0 {
+					h.r.Saw(h.look, h.sawActive, h.sawTag)
+				}
 			case 8:
 				h.r.Poll()
 			case 9:
@@ -289,12 +292,13 @@ func simple(t *testing.T, objects map[uint64][]byte, active uint64, tags ...uint
 	t.Helper()
 	w := &world{splay: 4, data: objects}
 	r := New(Geometry{Order: 24, Splay: 4}, nil, 0)
-	r.Active(active)
+	var newest uint64
 	for _, tag := range tags {
-		r.Tag(tag)
+		newest = max(newest, tag)
 	}
 	var got []format.Position
 	for {
+		r.Saw(r.Look(), active, newest)
 		list := r.Want(1 << 20)
 		for _, f := range list {
 			if err := r.Fetched(f, w.answer(f)); err != nil {
@@ -310,6 +314,9 @@ func simple(t *testing.T, objects map[uint64][]byte, active uint64, tags ...uint
 				break
 			}
 			got = append(got, e.Position)
+		}
+		if r.WantLook() {
+			continue
 		}
 		if len(list) == 0 {
 			return got, nil
