@@ -60,12 +60,11 @@ func (n *numbers) next(at uint64) (uint64, bool) {
 // of the destination's head, nil if there is none.
 func (r *run) candidates(ctx context.Context, known *objectmap.Map) (*numbers, error) {
 	j := &r.Job
-	size := max(j.StartSize, j.FlattenedOverlap)
+	count := max(j.StartObjects, j.Flattened)
 	for _, t := range j.Targets {
-		size = max(size, t.Size)
+		count = max(count, t.Objects)
 	}
-	objects := func(bytes uint64) uint64 { return (bytes + j.ObjectSize - 1) / j.ObjectSize }
-	out := newNumbers(objects(size))
+	out := newNumbers(count)
 	if j.SourceMaps == nil || j.FullCompare {
 		out.addRange(0, out.limit)
 		return out, nil
@@ -97,7 +96,7 @@ func (r *run) candidates(ctx context.Context, known *objectmap.Map) (*numbers, e
 		}
 		before = m
 	}
-	out.addRange(0, objects(j.FlattenedOverlap))
+	out.addRange(0, j.Flattened)
 	if known != nil {
 		// What the head's map does not reach is not known to exist in
 		// snapshots that are larger than it.

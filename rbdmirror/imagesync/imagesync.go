@@ -35,14 +35,15 @@ type Objects struct {
 	Prefix string           // as stored in the header, without the dot that follows
 }
 
-// Snapshot is a snapshot of the destination.
-type Snapshot struct{ ID, Size uint64 }
+// Snapshot is a snapshot of the destination: its id, and how many objects the
+// image has at it.
+type Snapshot struct{ ID, Objects uint64 }
 
 // Target is a state of the source that the destination is to have in its turn.
 type Target struct {
-	Remote uint64 // the source's snapshot
-	Local  uint64 // the destination's
-	Size   uint64 // of the image at that snapshot, in bytes
+	Remote  uint64 // the source's snapshot
+	Local   uint64 // the destination's
+	Objects uint64 // how many the image has at it, striping considered
 }
 
 // Lease is the permission to write (see plugins.Lease).
@@ -78,10 +79,10 @@ type Job struct {
 	ObjectSize   uint64 // both images have the same
 
 	// Start is what the destination's head was when it began: a mirror
-	// snapshot of the source, 0 when the destination was empty. StartSize is
-	// the image's size at it.
-	Start     uint64
-	StartSize uint64
+	// snapshot of the source, 0 when the destination was empty. StartObjects
+	// is how many objects the image had.
+	Start        uint64
+	StartObjects uint64
 	// Targets are the user snapshots after Start that are to be created,
 	// ascending, and last the mirror snapshot to be reached. Their local
 	// snapshots exist in the destination's header already, and its head has
@@ -99,11 +100,11 @@ type Job struct {
 	// of the targets contain does not matter, except below Resume.
 	Maps ObjectMaps
 
-	// FlattenedOverlap is how many bytes of its parent the destination's head
-	// or any of its snapshots still shows, when the source has no parent any
-	// more: every object below it that the source has is made sure to exist.
-	// After Run, the parent can be detached. 0 otherwise.
-	FlattenedOverlap uint64
+	// Flattened is for a source that has no parent any more, while the
+	// destination's head or one of its snapshots still has: how many objects
+	// the parent shows through at most. All of these that the source has are
+	// made sure to exist. After Run, the parent can be detached. 0 otherwise.
+	Flattened uint64
 
 	// Resume is the number that an interrupted Run, or a stock daemon, left
 	// as progress of this synchronisation: objects below it are done.

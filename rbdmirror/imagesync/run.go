@@ -263,7 +263,7 @@ func (r *run) planObject(ctx context.Context, k uint64, known *objectmap.Map) (*
 		return nil, fmt.Errorf("object %s: %w", r.Source.name(k), err)
 	}
 	has := known == nil || k >= known.Len() || known.Get(k) != objectmap.NonExistent
-	if k < r.flattened() && t.intervals[0].Existed {
+	if k < r.Flattened && t.intervals[0].Existed {
 		here, err := ceph.ListObjectSnaps(ctx, r.Dest.IO, r.Dest.name(k))
 		if err != nil {
 			return nil, err
@@ -286,9 +286,6 @@ func (r *run) planObject(ctx context.Context, k uint64, known *objectmap.Map) (*
 	}
 	return t, nil
 }
-
-// flattened is from which object on the destination needs none of its own.
-func (r *run) flattened() uint64 { return (r.FlattenedOverlap + r.ObjectSize - 1) / r.ObjectSize }
 
 func (o Objects) name(k uint64) string { return fmt.Sprintf("%s.%016x", o.Prefix, k) }
 
@@ -362,7 +359,7 @@ func (r *run) older(k uint64) []change {
 	var out []change
 	state := objectmap.Exists
 	for _, s := range existing {
-		if k*r.ObjectSize >= s.Size {
+		if k >= s.Objects {
 			continue
 		}
 		out = append(out, change{s.ID, k, state})
