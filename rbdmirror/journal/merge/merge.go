@@ -94,6 +94,10 @@ func (o *Object) put(e Extent) {
 		o.carve(e.Offset, e.End())
 		return
 	}
+	if e.Data == nil && o.Cut && e.End() > o.CutAt {
+		o.carve(o.CutAt, e.End())
+		e = e.cut(e.Offset, o.CutAt)
+	}
 	i, j := o.span(e.Offset, e.End())
 	middle := make([]Extent, 0, 3)
 	if i < j && o.Extents[i].Offset < e.Offset {
@@ -143,10 +147,6 @@ func (o *Object) cutAt(at uint64) {
 	o.carve(at, ^uint64(0))
 	if !o.Drop && (!o.Cut || at < o.CutAt) {
 		o.Cut, o.CutAt = true, at
-	}
-	if o.Cut {
-		// Zeros after the cut are there anyway.
-		o.Extents = slices.DeleteFunc(o.Extents, func(e Extent) bool { return e.Data == nil && e.Offset >= o.CutAt })
 	}
 }
 
