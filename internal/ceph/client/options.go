@@ -163,7 +163,7 @@ func (o *Options) diff(name string) map[string]any {
 	out := make(map[string]any)
 	for _, d := range o.defaults {
 		v := o.String(d.Name)
-		if v == d.Value || (name != "" && name != d.Name) {
+		if same(v, d.Value) || (name != "" && name != d.Name) {
 			continue
 		}
 		values := map[string]string{"default": d.Value, "final": v}
@@ -176,6 +176,13 @@ func (o *Options) diff(name string) map[string]any {
 		out[d.Name] = values
 	}
 	return out
+}
+
+// same compares values, of which numbers can be written in several ways.
+func same(a, b string) bool {
+	x, errX := strconv.ParseFloat(a, 64)
+	y, errY := strconv.ParseFloat(b, 64)
+	return a == b || errX == nil && errY == nil && x == y
 }
 
 func (o *Options) get(name string) (string, error) {
