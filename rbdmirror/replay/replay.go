@@ -9,13 +9,16 @@ package replay
 
 import (
 	"context"
-	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"cephmirror/plugins"
+	"cephmirror/rbdmirror/imagesync"
+	"cephmirror/rbdmirror/replay/plan"
 )
 
 // Side is one of the two clusters, as seen by one image.
@@ -46,6 +49,10 @@ type Options struct {
 	CallTimeout  time.Duration // how long a call to the remote cluster is waited for, 30 s
 	BytesPerSec  int64         // limit on what is read from the remote image; 0: none
 	ObjectsAhead int           // objects in flight, 0: imagesync's default
+	// RecreateOnResync makes a resync remove the local image and make it anew,
+	// as the stock daemon does. Otherwise it starts at the last common
+	// snapshot, compares everything, and the image stays what it is.
+	RecreateOnResync bool
 }
 
 // Config is what a Replayer needs to know.
@@ -55,7 +62,8 @@ type Config struct {
 	GlobalID string
 	Local    Side
 	Remote   Side
-	Throttle Throttle // nil: no bound
+	Throttle Throttle          // nil: no bound
+	Memory   *imagesync.Budget // shared by all of the process; nil: one of its own
 	Options  Options
 	// Report receives every change of the status, in order, from one
 	// goroutine. It must not block for long.
@@ -148,45 +156,107 @@ const (
 	// client was blocklisted). A new Replayer needs a new connection.
 	LostLocal
 	LostRemote
+	// OtherMode: the image is not, or no longer, mirrored by snapshots.
+	OtherMode
 )
-
-// errNotYet stands where work is still to be done.
-var errNotYet = errors.New("not implemented")
 
 // Replayer replicates one image. Make one with New and call Run once.
 type Replayer struct {
-	cfg Config
+	cfg  Config
+	opts Options
+	log  zerolog.Logger
+
+	calls  calls
+	local  *side
+	remote *side
+	closed chan struct{} // all is closed, after Run
+
+	wake    chan struct{} // capacity 1: look again
+	full    atomic.Bool
+	lapse   atomic.Pointer[context.CancelCauseFunc] // ends the present step
+	reports reporter
+	flushes flushes
+
+	// The rest belongs to Run.
+	watch       *headerWatch // on the local header
+	remoteWatch *headerWatch
+	lock        heldLock
+	slot        func() // gives the slot of Throttle back
+	own         uint64 // the incomplete snapshot that only this Replayer has filled
+	replaying   bool
+	first       bool      // look at the local image first
+	disabling   time.Time // since when the local image is seen to be disabled
+	ownFull     bool      // and it was compared in full
+	rate        *rate.Limiter
+	past        plan.History
 }
 
 // New returns a Replayer. It opens nothing.
-func New(cfg Config) *Replayer { return &Replayer{cfg: cfg} }
+func New(cfg Config) *Replayer {
+	r := &Replayer{
+		cfg: cfg, opts: cfg.Options.withDefaults(),
+		log:    cfg.Log,
+		closed: make(chan struct{}),
+		wake:   make(chan struct{}, 1),
+	}
+	if n := r.opts.BytesPerSec; n > 0 {
+		r.rate = rate.NewLimiter(rate.Limit(n), int(max(n, 8<<20)))
+	}
+	r.first = true
+	r.reports.init(cfg.Report)
+	return r
+}
 
-// Run replicates until ctx ends or there is nothing left to do. When it comes
-// back, nothing is written any more, the local image's lock is released and
-// "stopped" has been reported. It comes back soon even when the remote cluster
-// does not answer; calls to it that still hang are waited for by Drain.
-func (r *Replayer) Run(ctx context.Context) (Outcome, error) {
-	return Ended, errNotYet
+func (o Options) withDefaults() Options {
+	set := func(d *time.Duration, to time.Duration) {
+		if *d <= 0 {
+			*d = to
+		}
+	}
+	set(&o.RetryMin, time.Second)
+	set(&o.RetryMax, 30*time.Second)
+	set(&o.PollInterval, 30*time.Second)
+	set(&o.ReportEvery, time.Second)
+	set(&o.CallTimeout, 30*time.Second)
+	return o
 }
 
 // Drain waits for calls to the clusters that Run has not waited for. The
 // connections must not be shut down before it has come back.
-func (r *Replayer) Drain() {}
+func (r *Replayer) Drain() { <-r.closed }
 
 // Kick makes the Replayer look at both images now.
-func (r *Replayer) Kick() {}
+func (r *Replayer) Kick() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
 
 // RemoteRemoved tells that the leader found the remote image gone or no longer
 // mirrored. The Replayer verifies that before it acts.
-func (r *Replayer) RemoteRemoved() {}
-
-// Flush looks at the remote image now, and waits until all its complete mirror
-// snapshots of this moment are synchronised, or ctx ends.
-func (r *Replayer) Flush(ctx context.Context) error { return errNotYet }
+func (r *Replayer) RemoteRemoved() { r.Kick() }
 
 // FullCompare asks that the next synchronisation compares every object of the
 // image, whatever is believed to have changed. It starts at once.
-func (r *Replayer) FullCompare() {}
+func (r *Replayer) FullCompare() {
+	r.full.Store(true)
+	r.Kick()
+}
+
+// Flush looks at the remote image now, and waits until all its complete mirror
+// snapshots of this moment are synchronised, or ctx ends. It fails if they
+// cannot be synchronised at present.
+func (r *Replayer) Flush(ctx context.Context) error {
+	done := r.flushes.add()
+	r.Kick()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Status returns what was last reported.
-func (r *Replayer) Status() Status { return Status{} }
+func (r *Replayer) Status() Status { return r.reports.last() }

@@ -38,11 +38,11 @@ type Input struct {
 	LocalPeers            []cls.Peer
 	RemotePeers           []cls.Peer
 
-	// Replaying: the image was being replayed until now.
-	Replaying bool
 	// Own is the incomplete local snapshot that this process itself made and
 	// has been the only one to fill, 0 for none.
 	Own uint64
+	// OwnFull: it was filled by comparing everything.
+	OwnFull bool
 	// FullCompare: the next synchronisation must trust nothing.
 	FullCompare bool
 	// Recreate: a resync removes the local copy and makes it anew, as stock
@@ -63,7 +63,7 @@ const (
 	Copy                   // synchronise as Sync says
 	Unlink                 // tell the remote which of its snapshots are no longer needed
 	Prune                  // remove local mirror snapshots
-	Delete // move the local image to the trash
+	Delete                 // move the local image to the trash
 
 	Idle             // all is synchronised
 	WaitSnapshot     // the primary is making a snapshot
@@ -381,8 +381,7 @@ func (in *Input) resync() Step {
 		return step
 	}
 	step.Why, step.Resync = "a resync was asked for", true
-	in.fill(&step, base, incomplete)
-	step.Sync.Full = true
+	in.fill(&step, base, incomplete, true)
 	return step
 }
 
@@ -470,8 +469,7 @@ func (in *Input) replay() Step {
 	if ends.Kind != Copy {
 		return ends
 	}
-	in.fill(&ends, base, incomplete)
-	ends.Sync.Full = full || incomplete != nil && incomplete.Namespace.Mirror.PrimaryUUID != in.RemoteUUID
+	in.fill(&ends, base, incomplete, full || incomplete != nil && incomplete.Namespace.Mirror.PrimaryUUID != in.RemoteUUID)
 	return ends
 }
 
@@ -537,8 +535,9 @@ func (in *Input) interrupted(incomplete *cls.Snapshot) *cls.Snapshot {
 }
 
 // fill completes a synchronisation whose end is known.
-func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot) {
+func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot, full bool) {
 	h, s := in.Local.Header, step.Sync
+	s.Full = full
 	s.Base = base
 	s.SnapSeqs = in.carried(base)
 	var started map[uint64]uint64
@@ -557,6 +556,10 @@ func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot) {
 			s.First = m.LastCopied - min(m.LastCopied, 1)
 		default:
 			s.Replace = incomplete.ID
+		}
+		if full && !(s.Local != 0 && in.OwnFull) {
+			// What was copied so far may have been too little.
+			s.First = 0
 		}
 	}
 	from := uint64(0)
@@ -773,6 +776,12 @@ func primary(h *Header) bool {
 		return true
 	}
 	return h.Features&cls.FeatureNonPrimary == 0
+}
+
+// Promoted reports whether the local image is primary, or about to be.
+func Promoted(h *Header) bool {
+	newest := newestMirror(h)
+	return primary(h) || newest != nil && newest.Namespace.Mirror.Orphan()
 }
 
 // linked reports whether the image is a copy from the cluster with that uuid,

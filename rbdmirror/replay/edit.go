@@ -1,0 +1,400 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/objectmap"
+	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/store"
+)
+
+// removeSnapshot removes a snapshot with all that belongs to it.
+func (e *editor) removeSnapshot(ctx context.Context, id uint64) error {
+	if err := e.ready(ctx); err != nil {
+		return err
+	}
+	if err := e.releaseParent(id); err != nil {
+		return err
+	}
+	if err := store.RemoveSnapshot(e.h, e.data, e.head, id, false); err != nil {
+		return err
+	}
+	return e.reload()
+}
+
+// errInUse: a snapshot cannot be removed because a clone of it is here.
+var errInUse = errors.New("the snapshot is in use by a clone")
+
+// dropSnapshot removes a user snapshot, or hides it if a clone still needs it.
+func (e *editor) dropSnapshot(ctx context.Context, id uint64) error {
+	s := e.head.Snapshot(id)
+	if s == nil {
+		return nil
+	}
+	if err := e.unprotect(ctx, id); errors.Is(err, errInUse) {
+		e.r.log.Info().Uint64("snapshot", id).Str("name", s.Name).Msg("the snapshot stays as long as a clone of it is here")
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if s = e.head.Snapshot(id); s.ChildCount == 0 {
+		err := e.removeSnapshot(ctx, id)
+		if !ceph.Is(err, syscall.EBUSY) {
+			return err
+		}
+	}
+	if err := e.h.TrashSnapshot(id); err != nil {
+		return err
+	}
+	return e.reload()
+}
+
+// unprotect takes the protection from a snapshot. errInUse: it has clones of the
+// old kind.
+func (e *editor) unprotect(ctx context.Context, id uint64) error {
+	if err := e.ready(ctx); err != nil {
+		return err
+	}
+	s := e.head.Snapshot(id)
+	if s == nil || s.Protection == cls.Unprotected {
+		return nil
+	}
+	if err := e.h.SetProtection(id, cls.Unprotecting); err != nil {
+		return err
+	}
+	used, err := e.oldClones(id)
+	if err != nil {
+		return err
+	}
+	if used {
+		if err := e.h.SetProtection(id, cls.Protected); err != nil {
+			return err
+		}
+		return fmt.Errorf("snapshot %d (%s): %w", id, s.Name, errInUse)
+	}
+	if err := e.h.SetProtection(id, cls.Unprotected); err != nil {
+		return err
+	}
+	return e.reload()
+}
+
+// oldClones reports whether any pool has a clone of the snapshot of the kind
+// that the parent's header does not know of.
+func (e *editor) oldClones(id uint64) (bool, error) {
+	if e.r.local.Namespace != "" {
+		return false, nil // there are none outside the default namespace
+	}
+	pools, err := e.r.local.Conn.ListPools()
+	if err != nil {
+		return false, fmt.Errorf("listing pools: %w", err)
+	}
+	spec := cls.ParentSpec{PoolID: e.r.local.ioctx.GetPoolID(), ImageID: e.head.ID, SnapID: id}
+	for _, pool := range pools {
+		ioctx, err := e.r.local.Conn.OpenIOContext(pool)
+		if ceph.Is(err, syscall.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("opening pool %s: %w", pool, err)
+		}
+		replies, err := store.Read(ioctx, childrenObject, cls.GetChildren(spec))
+		ioctx.Destroy()
+		if ceph.Is(err, syscall.ENOENT, syscall.EOPNOTSUPP, syscall.EPERM, syscall.EACCES) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		list, err := cls.DecodeStrings(replies[0])
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", childrenObject, err)
+		}
+		if len(list) > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// childrenObject lists clones of the old kind.
+const childrenObject = "rbd_children"
+
+// apply gives the local image what else the remote one had at the snapshot:
+// names, features, metadata, protection, and no snapshots that it had not.
+func (e *editor) apply(ctx context.Context, v *view) error {
+	sync := v.step.Sync
+	want, err := e.r.local.states.Read(e.head.ID, sync.Local)
+	if err != nil {
+		return err
+	}
+	if err := e.reload(); err != nil {
+		return err
+	}
+	target := e.head.Snapshot(sync.Local)
+	if target == nil || target.Namespace.Mirror == nil {
+		return fmt.Errorf("the local snapshot %d was removed while it was filled", sync.Local)
+	}
+	for _, c := range plan.Apply(plan.Properties{
+		Name: v.local.image.Name, Features: e.head.Features, Limit: e.head.SnapLimit, Snaps: e.head.Snapshots,
+		Metadata: e.head.Metadata, SnapSeqs: target.Namespace.Mirror.SnapSeqs,
+	}, want) {
+		if err := e.ready(ctx); err != nil {
+			return err
+		}
+		if err := e.applyOne(ctx, v, c); err != nil {
+			return err
+		}
+	}
+	if e.hasMap() && e.head.Flags&cls.FlagObjectMapInvalid != 0 {
+		return e.rebuildMaps(ctx)
+	}
+	return nil
+}
+
+func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
+	switch c.Kind {
+	case plan.RenameImage:
+		err := e.r.rename(v.local.image.Name, c.Name, e.head.ID)
+		if ceph.Is(err, syscall.EEXIST) {
+			// The name may become free. It must not keep the data from being
+			// carried over.
+			e.r.log.Warn().Err(err).Str("name", c.Name).Msg("the local image cannot be renamed, the name is taken")
+			return nil
+		}
+		if err == nil {
+			v.local.image.Name = c.Name
+			e.r.reports.update(func(s *Status) { s.LocalName = c.Name })
+		}
+		return err
+	case plan.SetFeatures:
+		return e.setFeatures(c)
+	case plan.RemoveMetadata:
+		return e.h.RemoveMetadata(c.Name)
+	case plan.SetMetadata:
+		return e.h.SetMetadata(map[string][]byte{c.Name: c.Value})
+	case plan.Unprotect:
+		err := e.unprotect(ctx, c.Snap)
+		if errors.Is(err, errInUse) {
+			return nil
+		}
+		return err
+	case plan.RemoveSnap:
+		return e.dropSnapshot(ctx, c.Snap)
+	case plan.Protect:
+		return e.h.SetProtection(c.Snap, cls.Protected)
+	case plan.RenameSnap:
+		return e.h.RenameSnapshot(c.Snap, c.Name)
+	case plan.SetLimit:
+		err := e.h.SetSnapLimit(c.Limit)
+		if ceph.Is(err, syscall.ERANGE) {
+			e.r.log.Debug().Err(err).Msg("there are more snapshots than the limit allows")
+			return nil
+		}
+		return err
+	}
+	return nil
+}
+
+// rename renames the local image. It can be repeated when it broke off.
+func (r *Replayer) rename(from, to, id string) error {
+	err := r.local.dir.CreateID(to, id)
+	if ceph.Is(err, syscall.EEXIST) {
+		if have, gerr := r.local.dir.GetID(to); gerr != nil || have != id {
+			return err
+		}
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.local.dir.Rename(from, to, id); err != nil {
+		if ceph.Is(err, syscall.EEXIST) {
+			_ = r.local.dir.RemoveID(to)
+		}
+		return err
+	}
+	return r.local.dir.RemoveID(from)
+}
+
+// setFeatures changes features. Object maps are made, or removed, with it.
+func (e *editor) setFeatures(c plan.Change) error {
+	on, off := c.Features&c.Mask, c.Mask&^c.Features
+	all := []uint64{cls.NoSnap}
+	for _, s := range e.head.Snapshots {
+		all = append(all, s.ID)
+	}
+	const invalid = cls.FlagObjectMapInvalid | cls.FlagFastDiffInvalid
+	if on&cls.FeatureObjectMap != 0 {
+		// Nobody may trust them before they are filled.
+		for _, id := range all {
+			size := e.head.Size
+			if s := e.head.Snapshot(id); s != nil {
+				size = s.Size
+			}
+			if err := e.objectMap(id).Save(objectmap.New(e.head.Objects(size))); err != nil {
+				return err
+			}
+			if err := e.h.SetFlags(id, invalid, invalid); err != nil {
+				return err
+			}
+		}
+	}
+	if err := e.h.SetFeatures(c.Features, c.Mask); err != nil {
+		return err
+	}
+	if off&cls.FeatureObjectMap != 0 {
+		for _, id := range all {
+			if err := e.h.SetFlags(id, 0, invalid); err != nil {
+				return err
+			}
+			if err := e.objectMap(id).Delete(); err != nil {
+				return err
+			}
+		}
+	}
+	return e.reload()
+}
+
+// mapBatch is how many objects are asked for at once when maps are built.
+const mapBatch = 512
+
+// rebuildMaps fills all object maps with what the objects say, and declares them
+// valid.
+func (e *editor) rebuildMaps(ctx context.Context) error {
+	total := e.head.MaxObjects()
+	snaps := e.head.Snapshots
+	built := make([]*objectmap.Map, len(snaps)+1)
+	for i, s := range snaps {
+		built[i] = objectmap.New(e.head.Objects(s.Size))
+	}
+	built[len(snaps)] = objectmap.New(e.head.Objects(e.head.Size))
+	for from := uint64(0); from < total; from += mapBatch {
+		if err := e.ready(ctx); err != nil {
+			return err
+		}
+		var oids []string
+		for k := from; k < min(from+mapBatch, total); k++ {
+			oids = append(oids, store.DataObject(e.head.Prefix, k))
+		}
+		sets, err := ceph.ListSnaps(e.data, oids)
+		if err != nil {
+			return err
+		}
+		for i, set := range sets {
+			e.fillMaps(built, from+uint64(i), set)
+		}
+	}
+	const invalid = cls.FlagObjectMapInvalid | cls.FlagFastDiffInvalid
+	for i, m := range built {
+		id := uint64(cls.NoSnap)
+		if i < len(snaps) {
+			id = snaps[i].ID
+		}
+		if err := e.objectMap(id).Save(m); err != nil {
+			return err
+		}
+		if err := e.h.SetFlags(id, 0, invalid); err != nil {
+			return err
+		}
+	}
+	return e.reload()
+}
+
+// fillMaps notes in which snapshots an object exists, and since when unchanged.
+func (e *editor) fillMaps(built []*objectmap.Map, object uint64, set ceph.SnapSet) {
+	before := -2 // which of its pasts the object had in the snapshot before
+	for i := range built {
+		now := -1
+		for j, c := range set.Clones {
+			if c.ID == ceph.SnapHead {
+				if i == len(built)-1 || e.head.Snapshots[i].ID > set.Seq {
+					now = j
+				}
+				continue
+			}
+			if i < len(built)-1 {
+				for _, s := range c.Snaps {
+					if s == e.head.Snapshots[i].ID {
+						now = j
+					}
+				}
+			}
+		}
+		switch {
+		case now < 0:
+			built[i].Set(object, objectmap.NonExistent)
+		case now == before:
+			built[i].Set(object, objectmap.ExistsClean)
+		default:
+			built[i].Set(object, objectmap.Exists)
+		}
+		before = now
+	}
+}
+
+// setParent gives the head as much of its parent as a remote snapshot has.
+func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
+	want, have := s.ParentOverlap, e.head.ParentOverlap
+	switch {
+	case want == nil && have == nil:
+		return nil
+	case want == nil:
+		if err := e.h.DetachParent(); err != nil && !ceph.Is(err, syscall.ENOENT) {
+			return err
+		}
+		e.head.ParentOverlap = nil
+		return nil
+	case have != nil && *have == *want:
+		return nil
+	case *want == 0:
+		return nil // it is clipped by the size
+	}
+	spec := e.head.Parent
+	if !spec.Exists() {
+		p, err := e.r.findParent(ctx, v)
+		if err != nil {
+			return err
+		}
+		if err := e.r.attachChild(p, e.head.ID, e.h); err != nil {
+			return err
+		}
+		spec = p.spec
+	}
+	if err := e.change(cls.ParentAttach(spec, *want, spec == e.head.Parent)); err != nil {
+		return fmt.Errorf("attaching the parent: %w", err)
+	}
+	e.head.Parent = spec
+	overlap := *want
+	e.head.ParentOverlap = &overlap
+	return nil
+}
+
+// releaseParent tells the parent that it is no longer needed, when the snapshot
+// is the last that needs it.
+func (e *editor) releaseParent(id uint64) error {
+	if !e.head.Parent.Exists() || e.head.ParentOverlap != nil {
+		return nil
+	}
+	s := e.head.Snapshot(id)
+	if s == nil || s.ParentOverlap == nil {
+		return nil
+	}
+	for _, o := range e.head.Snapshots {
+		if o.ID != id && o.ParentOverlap != nil {
+			return nil
+		}
+	}
+	return e.r.detachChild(e.head, e.h)
+}
+
+// poolContext opens a local pool for a short while.
+func (r *Replayer) poolContext(id int64, namespace string) (*rados.IOContext, error) {
+	return store.PoolContext(r.local.Conn, id, namespace)
+}

@@ -1,0 +1,494 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"time"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/imagesync"
+	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/store"
+)
+
+// demotedPoll is how often the images are looked at while neither is primary,
+// at first: a fail-over is under way, and nobody may be watched then.
+const (
+	demotedPoll    = time.Second
+	demotedPollMax = 5 * time.Second
+	primaryPoll    = 10 * time.Second
+)
+
+var (
+	// errRole: somebody makes the local image primary.
+	errRole = errors.New("the local image is being promoted")
+	// errLease: nothing may be written.
+	errLease = errors.New("the host does not renew the lease")
+	// errEnded is the answer to those who wait when Run ends.
+	errEnded = errors.New("replication of the image has stopped")
+)
+
+// Run replicates until ctx ends or there is nothing left to do. When it comes
+// back, nothing is written any more, the local image's lock is released and
+// "stopped" has been reported. It comes back soon even when the remote cluster
+// does not answer; calls to it that still hang are waited for by Drain.
+func (r *Replayer) Run(ctx context.Context) (Outcome, error) {
+	defer r.finish()
+	r.starting()
+	out, err := r.run(ctx)
+	r.letGo()
+	for _, f := range r.flushes.take() {
+		f <- errEnded
+	}
+	text := "stopped"
+	r.reports.update(func(s *Status) { s.Phase = Stopping })
+	if out == Gone && r.Status().Description == "remote image no longer exists" {
+		text = "remote image no longer exists"
+	}
+	r.set(StateStopped, text, Stopped, func(s *Status) { s.Err = err })
+	return out, err
+}
+
+// finish closes everything once the calls that still hang have come back.
+func (r *Replayer) finish() {
+	if w := r.remoteWatch; w != nil {
+		r.calls.wg.Go(func() { _ = w.close() })
+	}
+	go func() {
+		r.calls.wg.Wait()
+		r.remote.close()
+		r.local.close()
+		close(r.closed)
+	}()
+}
+
+// letGo gives up all that keeps others from the local image, and everything
+// that stands for work on it.
+func (r *Replayer) letGo() {
+	r.unlock()
+	if w := r.watch; w != nil {
+		r.watch = nil
+		if err := w.close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+			r.log.Debug().Err(err).Msg("closing the watch on the local image")
+		}
+		// A forced promotion looks again who is there when it hears this.
+		r.calls.wg.Go(func() { _ = store.NewHeader(r.local.ioctx, w.image).Notify() })
+	}
+	r.giveSlot()
+}
+
+func (r *Replayer) giveSlot() {
+	if r.slot != nil {
+		r.slot()
+		r.slot = nil
+	}
+}
+
+// unwatchRemote ends the watch on the remote header without waiting for it.
+func (r *Replayer) unwatchRemote() {
+	if w := r.remoteWatch; w != nil {
+		r.remoteWatch = nil
+		r.calls.wg.Go(func() { _ = w.close() })
+	}
+}
+
+func (r *Replayer) run(ctx context.Context) (Outcome, error) {
+	failures := 0
+	poll := demotedPoll
+	for {
+		var wait time.Duration
+		out, v, err := r.pass(ctx)
+		waiters := r.flushes.take()
+		switch {
+		case ctx.Err() != nil:
+			answer(waiters, errEnded)
+			return Ended, nil
+		case out != Ended:
+			answer(waiters, errEnded)
+			return out, err
+		case errors.Is(err, errRole):
+			// Whoever promotes the image waits for this.
+			r.letGo()
+			r.unwatchRemote()
+			answer(waiters, err)
+			failures = 0
+			r.first = true
+			continue
+		case err != nil:
+			failures++
+			wait = r.backoff(failures)
+			text := r.explain(err)
+			r.failed(text, err, failures, time.Now().Add(wait))
+			r.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", wait).Msg("replication of the image")
+			answer(waiters, err)
+			if errors.Is(err, imagesync.ErrUncertain) {
+				// The lock stays, until this client is shut out.
+				r.lock = heldLock{}
+				return LostLocal, err
+			}
+			r.unlock()
+			r.giveSlot()
+			if lost, ok := lostConnection(err); ok {
+				return lost, err
+			}
+		case v.step.Kind.Work():
+			// Something was done: look again at once.
+			r.flushes.putBack(waiters)
+			continue
+		default:
+			failures = 0
+			r.unlock()
+			r.giveSlot()
+			switch v.step.Kind {
+			case plan.Idle:
+				answer(waiters, nil)
+			case plan.WaitSnapshot:
+				answer(waiters, nil)
+			default:
+				answer(waiters, errors.New(v.step.Why))
+			}
+			switch v.step.Kind {
+			case plan.LocalPrimary:
+				wait = primaryPoll/2 + rand.N(primaryPoll)
+			case plan.Orphan, plan.RemoteDemoted, plan.RemoteNotPrimary, plan.WaitSnapshot:
+				wait = poll
+				poll = min(poll*3/2, demotedPollMax)
+			case plan.Idle:
+				poll = demotedPoll
+				wait = r.opts.PollInterval/2 + rand.N(r.opts.PollInterval)
+			default:
+				failures = 0
+				wait = poll
+				poll = min(poll*3/2, r.opts.RetryMax)
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+func answer(waiters []chan error, err error) {
+	for _, w := range waiters {
+		w <- err
+	}
+}
+
+func (f *flushes) putBack(w []chan error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiting = append(w, f.waiting...)
+}
+
+// backoff returns how long to wait after that many failures in a row.
+func (r *Replayer) backoff(failures int) time.Duration {
+	d := r.opts.RetryMin << min(failures-1, 16)
+	d = min(d, r.opts.RetryMax)
+	return d/2 + rand.N(d)
+}
+
+// lostConnection reports whether a failure means that this client was shut out
+// of a cluster.
+func lostConnection(err error) (Outcome, bool) {
+	if !ceph.Is(err, syscall.ESHUTDOWN) {
+		return Ended, false
+	}
+	var remote remoteError
+	if errors.As(err, &remote) {
+		return LostRemote, true
+	}
+	return LostLocal, true
+}
+
+// explain says what a failure means, as stock does and then in our own words.
+func (r *Replayer) explain(err error) string {
+	if r.replaying {
+		return "failed to replay: " + err.Error()
+	}
+	return "error bootstrapping replay: " + err.Error()
+}
+
+// open opens both sides.
+func (r *Replayer) open(ctx context.Context) error {
+	var err error
+	if r.local == nil {
+		if r.local, err = openSide(r.cfg.Local); err != nil {
+			return err
+		}
+	}
+	if r.remote == nil {
+		r.remote, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*side, error) { return openSide(r.cfg.Remote) }, (*side).close)
+		if err != nil {
+			return remoteError{err}
+		}
+	}
+	return nil
+}
+
+// pass looks at both images and takes one step. If that is work, it is done when
+// pass comes back; otherwise the state has been reported.
+func (r *Replayer) pass(ctx context.Context) (Outcome, *view, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r.lapse.Store(&cancel)
+	defer r.lapse.Store(nil)
+	out, v, err := r.passOnce(ctx)
+	if cause := context.Cause(ctx); errors.Is(cause, errRole) {
+		return Ended, v, errRole
+	}
+	return out, v, err
+}
+
+func (r *Replayer) passOnce(ctx context.Context) (Outcome, *view, error) {
+	if err := r.open(ctx); err != nil {
+		return Ended, nil, err
+	}
+	v, err := r.look(ctx)
+	if err != nil {
+		return Ended, nil, err
+	}
+	r.identify(v)
+	if again, err := r.watches(ctx, v); err != nil || again {
+		if again {
+			v.step.Kind = plan.Prune // look again
+		}
+		return Ended, v, err
+	}
+	kind := v.step.Kind
+	if !kind.Work() {
+		return r.rest(v)
+	}
+	if !r.mayWrite() {
+		return Ended, v, errLease
+	}
+	if kind == plan.Copy && r.slot == nil && r.cfg.Throttle != nil {
+		// What was seen may be old by then.
+		return Ended, v, r.takeSlot(ctx, v)
+	}
+	if (kind == plan.Copy || kind == plan.Prune) && !r.lock.held() {
+		return Ended, v, r.takeLock(ctx, v.local.image.ID)
+	}
+	r.log.Debug().Stringer("step", kind).Str("why", v.step.Why).Uints64("snapshots", v.step.Snapshots).Msg("next step")
+	switch kind {
+	case plan.Create:
+		err = r.create(ctx, v)
+	case plan.Purge:
+		err = r.purge(ctx, v)
+	case plan.Copy:
+		err = r.copy(ctx, v)
+	case plan.Unlink:
+		err = r.unlink(ctx, v)
+	case plan.Prune:
+		err = r.prune(ctx, v)
+	case plan.Delete:
+		err = r.delete(ctx, v)
+		if err == nil && !v.step.Resync {
+			r.set(StateStopped, "remote image no longer exists", Stopped)
+			return Gone, v, nil
+		}
+	default:
+		err = fmt.Errorf("no way to %s", kind)
+	}
+	return Ended, v, err
+}
+
+// watches makes the watches fit the step. again is true if one was made: what
+// happened before it was there has to be looked for.
+func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error) {
+	kind := v.step.Kind
+	if w := r.watch; w != nil && (!kind.Watch() && kind != plan.Delete || w.err() != nil || v.local.image == nil || v.local.image.ID != w.image) {
+		r.letGo()
+	}
+	if kind.Watch() && r.watch == nil && v.local.image != nil && v.local.head != nil {
+		if err := r.watchLocal(v.local.image.ID); err != nil {
+			return false, err
+		}
+		again = true
+	}
+	// The remote image is watched only while it is primary: its promotion
+	// would have to wait for us.
+	want := v.remote != nil && v.remote.head != nil && kind.Watch() && kind != plan.RemoteNotPrimary && kind != plan.RemoteDemoted
+	if w := r.remoteWatch; w != nil && (!want || w.err() != nil || w.image != v.remote.image.ID) {
+		if err := w.err(); ceph.Is(err, syscall.ESHUTDOWN) {
+			return false, remoteError{fmt.Errorf("watching the remote image: %w", err)}
+		}
+		r.unwatchRemote()
+	}
+	if want && r.remoteWatch == nil {
+		id := v.remote.image.ID
+		r.remoteWatch, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*headerWatch, error) {
+			return watchHeader(r.remote.ioctx, id, r.remote.client, r.Kick)
+		}, func(w *headerWatch) { _ = w.close() })
+		if err != nil {
+			return again, remoteError{err}
+		}
+		again = true
+	}
+	return again, nil
+}
+
+// watchLocal watches the local header. A promotion interrupts whatever is being
+// done.
+func (r *Replayer) watchLocal(id string) error {
+	header := store.NewHeader(r.local.ioctx, id)
+	w, err := watchHeader(r.local.ioctx, id, r.local.client, func() {
+		img, err := header.Load()
+		if err == nil && plan.Promoted(&plan.Header{Features: img.Features, Snapshots: img.Snapshots}) {
+			if cancel := r.lapse.Load(); cancel != nil {
+				(*cancel)(errRole)
+			}
+		}
+		r.Kick()
+	})
+	if err != nil {
+		return err
+	}
+	r.watch = w
+	return nil
+}
+
+// rest reports a state in which there is nothing to do.
+func (r *Replayer) rest(v *view) (Outcome, *view, error) {
+	step := v.step
+	was := r.replaying
+	r.replaying = false
+	r.first = step.Kind == plan.LocalPrimary || step.Kind == plan.Orphan
+	switch step.Kind {
+	case plan.Idle:
+		r.replaying = true
+		r.replayed(v, step.Why)
+	case plan.WaitSnapshot:
+		r.replaying = true
+		r.replayed(v, step.Why)
+	case plan.LocalPrimary:
+		text := "local image is primary"
+		if was || r.Status().Description == "orphan (force promoting)" {
+			text = "force promoted"
+		}
+		r.set(StateStopped, text, Stopped)
+	case plan.Orphan:
+		r.set(StateStopped, "orphan (force promoting)", Stopped)
+	case plan.RemoteNotPrimary:
+		r.set(StateUnknown, "remote image is not primary", Starting, func(s *Status) { s.wait(step.Why) })
+	case plan.RemoteDemoted:
+		r.set(StateUnknown, "remote image demoted", Starting, func(s *Status) { s.wait("the remote image, or the local one, to be promoted") })
+	case plan.SplitBrain:
+		r.set(StateError, "split-brain", Starting, func(s *Status) {
+			s.Err = errors.New(step.Why)
+			s.wait("a resync to be asked for")
+		})
+	case plan.Broken:
+		err := errors.New(step.Why)
+		return Ended, v, err
+	case plan.Wait:
+		r.set(StateStartingReplay, "starting replay: "+step.Why, Starting, func(s *Status) { s.wait(step.Why) })
+	case plan.Gone:
+		return Gone, v, nil
+	case plan.OtherMode:
+		return OtherMode, v, nil
+	}
+	return Ended, v, nil
+}
+
+// mayWrite reports whether the lease is valid.
+func (r *Replayer) mayWrite() bool { return r.cfg.Lease == nil || r.cfg.Lease.Valid() }
+
+func (r *Replayer) takeSlot(ctx context.Context, v *view) error {
+	r.waiting("a free slot for synchronisation")
+	release, err := r.cfg.Throttle.Acquire(ctx, v.local.image.ID)
+	if err != nil {
+		return fmt.Errorf("waiting for a slot to synchronise in: %w", err)
+	}
+	r.slot = release
+	r.waiting("")
+	return nil
+}
+
+// heldLock is the exclusive lock on the local image.
+type heldLock struct{ image, cookie string }
+
+func (l heldLock) held() bool { return l.image != "" }
+
+// takeLock takes the exclusive lock on the local image, from a dead holder if
+// need be.
+func (r *Replayer) takeLock(ctx context.Context, id string) error {
+	if r.watch == nil {
+		return errors.New("the local image is not watched")
+	}
+	cookie := cls.AutoCookie(r.watch.watch.Cookie())
+	lock := store.NewLock(r.local.ioctx, store.HeaderObject(id))
+	for range 5 {
+		err := lock.Acquire(cookie)
+		if err == nil {
+			r.lock = heldLock{id, cookie}
+			return nil
+		}
+		if !ceph.Is(err, syscall.EBUSY) {
+			return err
+		}
+		holder, err := lock.Holder()
+		if err != nil {
+			return err
+		}
+		if holder == nil {
+			continue
+		}
+		if err := r.breakLock(lock, *holder); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the lock of the local image changes hands all the time: %w", syscall.EBUSY)
+}
+
+func (r *Replayer) breakLock(lock *store.Lock, holder cls.Locker) error {
+	if holder.Entity.Type == cls.EntityClient && holder.Entity.Num == int64(r.local.client) {
+		// A watch of ours that is gone. Only this process could have it.
+		alive, err := lock.Alive(holder)
+		if err != nil {
+			return err
+		}
+		if alive {
+			return fmt.Errorf("the local image is locked by another part of this process: %w", syscall.EBUSY)
+		}
+		return lock.Break(holder)
+	}
+	err := lock.BreakDead(r.cfg.Local.Conn, holder, false, 0)
+	switch {
+	case err == nil:
+		r.log.Info().Stringer("holder", holder.Entity).Stringer("address", holder.Addr).Msg("broke the lock of a dead client on the local image")
+		return nil
+	case ceph.Is(err, syscall.EAGAIN):
+		return fmt.Errorf("the local image is locked by %s at %s: %w", holder.Entity, holder.Addr, syscall.EBUSY)
+	case ceph.Is(err, syscall.ESTALE):
+		return nil
+	}
+	return err
+}
+
+// unlock releases the lock on the local image.
+func (r *Replayer) unlock() {
+	if !r.lock.held() {
+		return
+	}
+	l := r.lock
+	r.lock = heldLock{}
+	if err := store.NewLock(r.local.ioctx, store.HeaderObject(l.image)).Release(l.cookie); err != nil {
+		r.log.Debug().Err(err).Msg("releasing the lock of the local image")
+	}
+}
+
+// header returns the local header for changes, which fail once the lock is
+// lost.
+func (r *Replayer) header() *store.Header {
+	h := store.NewHeader(r.local.ioctx, r.lock.image)
+	h.Cookie = r.lock.cookie
+	return h
+}
