@@ -422,21 +422,19 @@ func (p *rbdPool) waitSame(t *testing.T, m rbdimage.Maker) rbdimage.Maker {
 	return c
 }
 
-// whole tells whether completed snapshots on the copy's side hold what they
-// should: of the stock daemon, they hold what was there before.
-func whole() bool { return tested() == ours }
-
 // same fails the test if an image that nobody changes differs from its copy:
 // now, in any snapshot, or in what it is.
 func (p *rbdPool) same(t *testing.T, m rbdimage.Maker) {
 	t.Helper()
-	p.equal(t, m, whole())
+	p.sameBy(t, m, tested())
 }
 
-// equal is same; the content of the copies of mirror snapshots may be left out.
-func (p *rbdPool) equal(t *testing.T, m rbdimage.Maker, mirrorSnaps bool) {
+// sameBy is same, for a copy by the daemon that is named: of the stock daemon,
+// completed snapshots hold what was there before, and object maps keep objects
+// that it removes.
+func (p *rbdPool) sameBy(t *testing.T, m rbdimage.Maker, who string) {
 	t.Helper()
-	diffs, err := p.differences(m, mirrorSnaps)
+	diffs, err := p.differences(m, who)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -446,7 +444,8 @@ func (p *rbdPool) equal(t *testing.T, m rbdimage.Maker, mirrorSnaps bool) {
 }
 
 // differences returns in what an image and its copy differ.
-func (p *rbdPool) differences(m rbdimage.Maker, mirrorSnaps bool) (out []string, err error) {
+func (p *rbdPool) differences(m rbdimage.Maker, who string) (out []string, err error) {
+	exact := who == ours
 	from, to := m.Pool(), p.other(m.Pool())
 	want, err := from.Layout(m.Name())
 	if err != nil {
@@ -457,7 +456,7 @@ func (p *rbdPool) differences(m rbdimage.Maker, mirrorSnaps bool) (out []string,
 		return nil, err
 	}
 	out = want.Differences(got)
-	if got.Flags != 0 && want.Flags == 0 && whole() {
+	if got.Flags != 0 && want.Flags == 0 && exact {
 		out = append(out, fmt.Sprintf("the copy has flags %#x", got.Flags))
 	}
 	compare := func(what string, a, b uint64) error {
@@ -471,7 +470,7 @@ func (p *rbdPool) differences(m rbdimage.Maker, mirrorSnaps bool) (out []string,
 		}
 		lacking, extra, err := rbdimage.AuditMap(dst)
 		out = append(out, lacking...)
-		if whole() { // the stock daemon leaves objects in the map that it removes
+		if exact { // the stock daemon leaves objects in the map that it removes
 			out = append(out, extra...)
 		}
 		return err
@@ -493,7 +492,7 @@ func (p *rbdPool) differences(m rbdimage.Maker, mirrorSnaps bool) (out []string,
 			switch {
 			case s.Kind == rbdimage.User && c.Kind == rbdimage.User && s.Name == c.Name:
 				err = compare("snapshot "+s.Name, s.ID, c.ID)
-			case mirrorSnaps && s.Kind == rbdimage.Mirror && c.Synced() && c.Source == s.ID:
+			case exact && s.Kind == rbdimage.Mirror && c.Synced() && c.Source == s.ID:
 				err = compare(fmt.Sprintf("mirror snapshot %d", s.ID), s.ID, c.ID)
 			}
 			if err != nil {

@@ -373,3 +373,17 @@ func (l Layout) count(size uint64) uint64 {
 	}
 	return n
 }
+
+// Damage overwrites a data object of the image behind librbd's back.
+func (m Maker) Damage(object uint64) error {
+	l, err := m.pool.Layout(m.name)
+	if err != nil {
+		return err
+	}
+	data := m.pool
+	data.Name = l.dataPool
+	return data.With(func(ctx *rados.IOContext) error {
+		// The image's snapshots keep what they have.
+		return ctx.Write(fmt.Sprintf("%s.%016x", l.prefix, object), []byte("damaged by a test"), 0)
+	})
+}

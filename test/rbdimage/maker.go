@@ -306,15 +306,6 @@ func (m Maker) Demote() uint64 {
 	return snaps[len(snaps)-1].ID
 }
 
-// Promote makes the image primary and returns the id of the snapshot that says
-// so.
-func (m Maker) Promote() uint64 {
-	m.t.Helper()
-	m.must(m.pool.Open(m.name, func(img *rbd.Image) error { return img.MirrorPromote(false) }), "promoting it")
-	snaps := m.Snaps()
-	return snaps[len(snaps)-1].ID
-}
-
 // Resync asks the daemon of this side to make the image anew.
 func (m Maker) Resync() {
 	m.t.Helper()

@@ -138,8 +138,7 @@ func (p Pool) zero(image string, at, length uint64, thick bool) error {
 func (p Pool) basics(image string) (prefix string, flags uint64, err error) {
 	err = p.raw(image, true, func(img C.rbd_image_t) error {
 		var buf [256]C.char
-		size := C.size_t(len(buf))
-		if r := C.rbd_get_block_name_prefix(img, &buf[0], &size); r < 0 {
+		if r := C.rbd_get_block_name_prefix(img, &buf[0], C.size_t(len(buf))); r < 0 {
 			return fmt.Errorf("prefix of the objects: %w", syscall.Errno(-r))
 		}
 		prefix = C.GoString(&buf[0])

@@ -1,0 +1,214 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"cephmirror/test/rbdimage"
+)
+
+func e2eContext() context.Context { return context.Background() }
+
+// TestRBDNamespaces mirrors namespaces of a pool, and follows them as they are
+// enabled and disabled.
+func TestRBDNamespaces(t *testing.T) {
+	e := need(t)
+	p, d := e.mirrored(t, poolOptions{namespaces: []string{"one", "two"}})
+	var all []*rbdPool
+	for _, ns := range []string{"", "one", "two"} {
+		q := p.namespace(ns)
+		all = append(all, q)
+		m, snap := q.newImage(t, "same name", rbdimage.Options{})
+		m.Fill(uint64(len(all)), 0, 5*mib)
+		q.wait(t, m, snap)
+		copy := q.waitSame(t, m)
+		q.waitIdle(t, copy)
+		if _, err := d.call("rbd mirror status " + copy.Spec()); err != nil {
+			t.Error(err)
+		}
+	}
+	// A clone of an image in another namespace of the same pool.
+	t.Run("clone across namespaces", func(t *testing.T) {
+		parent := rbdimage.On(t, all[1].a, "same name")
+		parent.Snap("base")
+		all[1].wait(t, parent, parent.MirrorSnap())
+		child := parent.Clone("base", all[2].a, "child", rbdimage.Options{CloneVersion: 2})
+		child.Fill(5, mib, mib)
+		all[2].wait(t, child, child.Mirror())
+		all[2].same(t, child)
+	})
+	t.Run("enabled later", func(t *testing.T) {
+		for _, c := range e.sites() {
+			p.rbd(t, c, "namespace", "create", p.name+"/late")
+			p.rbd(t, c, "mirror", "pool", "enable", p.name+"/late", "image")
+		}
+		q := p.namespace("late")
+		m, snap := q.newImage(t, "image", rbdimage.Options{})
+		m.Fill(1, 0, 5*mib)
+		q.waitLong(t, 60*time.Second, m, snap)
+		q.waitSame(t, m)
+	})
+	t.Run("disabled", func(t *testing.T) {
+		q := all[2]
+		m := rbdimage.On(t, q.a, "same name")
+		child := rbdimage.On(t, q.a, "child")
+		child.Unmirror()
+		m.Unmirror()
+		within(t, 45*time.Second, "the copies to be removed", func() error {
+			images, err := q.b.Images()
+			if err == nil && len(images) > 0 {
+				err = fmt.Errorf("there are %v", images)
+			}
+			return err
+		})
+		p.rbd(t, e.b, "mirror", "pool", "disable", q.b.String())
+		// The others go on.
+		m = rbdimage.On(t, all[0].a, "same name")
+		m.Fill(9, 0, mib)
+		all[0].waitSame(t, m)
+	})
+}
+
+// TestRBDClonePools mirrors a clone whose parent is in another pool.
+func TestRBDClonePools(t *testing.T) {
+	e := need(t)
+	p := e.newPool(t, poolOptions{})
+	q := e.newPool(t, poolOptions{})
+	parent := rbdimage.Create(t, q.a, "parent", rbdimage.Options{Size: 32 * mib})
+	parent.Fill(1, 0, 20*mib)
+	parent.Snap("base")
+	parent.Protect("base")
+	parent.Mirror()
+	child := parent.Clone("base", p.a, "child", rbdimage.Options{})
+	child.Fill(2, 5*mib, mib)
+	snap := child.Mirror()
+	e.startRBD(t, tested(), e.b)
+	p.waitLong(t, 60*time.Second, child, snap)
+	p.same(t, child)
+	q.same(t, parent)
+}
+
+// TestRBDPoolMode has a pool whose images are all mirrored, which the stock
+// tools offer for images with a journal only: those with snapshots go on.
+func TestRBDPoolMode(t *testing.T) {
+	e := need(t)
+	p, _ := e.mirrored(t, poolOptions{})
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	p.wait(t, m, snap)
+	for _, c := range e.sites() {
+		p.rbd(t, c, "mirror", "pool", "enable", p.name, "pool")
+	}
+	m.Fill(2, mib, mib)
+	copy := p.waitSame(t, m)
+	p.waitIdle(t, copy)
+	m.Unmirror()
+	within(t, 45*time.Second, "the copy to be removed", func() error {
+		there, err := p.b.Exists(copy.Name())
+		if err == nil && there {
+			err = fmt.Errorf("it is there")
+		}
+		return err
+	})
+}
+
+// TestRBDOneWay has a source that knows nothing of its copies' site but what
+// the daemon tells it.
+func TestRBDOneWay(t *testing.T) {
+	e := need(t)
+	p, _ := e.mirrored(t, poolOptions{oneWay: true})
+	var info struct {
+		Peers []struct {
+			Direction string `json:"direction"`
+			Site      string `json:"site_name"`
+			UUID      string `json:"mirror_uuid"`
+		} `json:"peers"`
+	}
+	within(t, 45*time.Second, "a to know of b", func() error {
+		p.rbdJSON(t, e.a, &info, "mirror", "pool", "info", p.name)
+		if len(info.Peers) != 1 || info.Peers[0].Direction != "tx-only" || info.Peers[0].Site != "b" || info.Peers[0].UUID == "" {
+			return fmt.Errorf("%+v", info)
+		}
+		return nil
+	})
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	p.wait(t, m, snap)
+	copy := p.waitSame(t, m)
+	p.waitIdle(t, copy)
+	within(t, statusPatience(), "the pool's health", func() error {
+		var status struct {
+			Summary struct {
+				Health string         `json:"health"`
+				Daemon string         `json:"daemon_health"`
+				Image  string         `json:"image_health"`
+				States map[string]int `json:"states"`
+			} `json:"summary"`
+		}
+		p.rbdJSON(t, e.b, &status, "mirror", "pool", "status", p.name)
+		if status.Summary.Health != "OK" || status.Summary.States["replaying"] != 1 {
+			return fmt.Errorf("%+v", status)
+		}
+		return nil
+	})
+}
+
+// TestRBDLiveChanges changes what is to be mirrored while the daemon runs.
+func TestRBDLiveChanges(t *testing.T) {
+	e := need(t)
+	p := e.newPool(t, poolOptions{unpeered: true})
+	d := e.startRBD(t, tested(), e.b)
+	m, _ := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	peers := func() (ids []string) {
+		t.Helper()
+		var info struct {
+			Peers []struct {
+				UUID string `json:"uuid"`
+			} `json:"peers"`
+		}
+		p.rbdJSON(t, e.b, &info, "mirror", "pool", "info", p.name)
+		for _, x := range info.Peers {
+			ids = append(ids, x.UUID)
+		}
+		return ids
+	}
+	for round := range 2 {
+		p.introduce(t, false)
+		within(t, 45*time.Second, "the commands of the pool", func() error {
+			_, err := d.call("rbd mirror status " + p.name + " a")
+			return err
+		})
+		m.Fill(uint64(round), mib, mib)
+		p.waitLong(t, 60*time.Second, m, m.MirrorSnap())
+		p.same(t, m)
+		for _, id := range peers() {
+			p.rbd(t, e.b, "mirror", "pool", "peer", "remove", p.name, id)
+		}
+		within(t, 45*time.Second, "the commands of the pool to vanish", func() error {
+			if _, err := d.call("rbd mirror status " + p.name + " a"); err == nil {
+				return fmt.Errorf("they are there")
+			}
+			return nil
+		})
+		// On the other side, the peer was made for us.
+		var info struct {
+			Peers []struct {
+				UUID string `json:"uuid"`
+			} `json:"peers"`
+		}
+		p.rbdJSON(t, e.a, &info, "mirror", "pool", "info", p.name)
+		for _, x := range info.Peers {
+			p.rbd(t, e.a, "mirror", "pool", "peer", "remove", p.name, x.UUID)
+		}
+		if round == 0 {
+			// Without a peer there is no common point left: the image is made anew.
+			m.Unmirror()
+			p.rbd(t, e.b, "mirror", "image", "disable", "--force", m.Spec())
+			p.rbd(t, e.b, "rm", "--no-progress", m.Spec())
+			m.Mirror()
+		}
+	}
+}
