@@ -3,9 +3,11 @@ package host
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -99,6 +101,29 @@ func (d *daemon) session(ctx context.Context, client *plugins.Client, info plugi
 	}
 }
 
+// shuffleInterval is how long a unit stays with its instance: what was set for
+// us, or else what the stock daemon has an option for.
+func (d *daemon) shuffleInterval(ctx context.Context, client *plugins.Client) time.Duration {
+	own := d.settings.Duration("shuffle_interval")
+	if d.kind != "rbd" || d.settings.Given("shuffle_interval") {
+		return own
+	}
+	const option = "rbd_mirror_image_policy_migration_throttle"
+	ctx, cancel := context.WithTimeout(ctx, d.settings.Duration("command_budget"))
+	defer cancel()
+	res := client.Call(ctx, plugins.Command{Prefix: "config get", Args: map[string]any{"var": option}})
+	var answer map[string]string
+	if res.Errno != 0 || json.Unmarshal(res.Out, &answer) != nil {
+		return own
+	}
+	seconds, err := strconv.ParseUint(answer[option], 10, 32)
+	if err != nil {
+		return own
+	}
+	// Zero stands for the default where it is used.
+	return max(time.Duration(seconds)*time.Second, time.Millisecond)
+}
+
 // follow takes in events until the stream or ctx ends.
 func (d *daemon) follow(ctx context.Context, client *plugins.Client) error {
 	synced := false
@@ -127,8 +152,9 @@ func (d *daemon) follow(ctx context.Context, client *plugins.Client) error {
 			d.domains.lose(e.Domain)
 			log.Info().Msg("mirroring is disabled")
 		case plugins.EventLeaderGained:
+			shuffle := d.shuffleInterval(ctx, client)
 			d.domains.gain(e.Domain, func() domainLoop {
-				return leader.Start(ctx, client, e.Domain, d.settings.Duration("shuffle_interval"), d.log)
+				return leader.Start(ctx, client, e.Domain, shuffle, d.log)
 			})
 		case plugins.EventLeaderLost:
 			d.domains.lose(e.Domain)

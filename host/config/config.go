@@ -265,6 +265,9 @@ func ParseSize(text string) (int64, error) {
 // String returns the value of a setting of any type.
 func (c *Config) String(key string) string { return c.values[key] }
 
+// Given tells whether a setting was set, to whatever value.
+func (c *Config) Given(key string) bool { return c.given[key] }
+
 // Duration returns the value of a Duration.
 func (c *Config) Duration(key string) time.Duration {
 	d, _ := time.ParseDuration(c.values[key]) // was checked by set
