@@ -15,12 +15,21 @@ package election
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/rs/zerolog"
 
+	"cephmirror/internal/ceph"
 	"cephmirror/plugins"
+	"cephmirror/rbdmirror/election/machine"
+	"cephmirror/rbdmirror/election/slots"
 )
 
 // ErrFenced says that this instance was taken for dead and shut out of the
@@ -29,6 +38,9 @@ var ErrFenced = errors.New("this instance was shut out of the cluster")
 
 // ErrNotLeader says that something was asked of a Member that does not lead.
 var ErrNotLeader = errors.New("not the leader of the pool")
+
+// ErrStuck says that calls to the cluster have not come back.
+var ErrStuck = errors.New("calls to the cluster have not come back")
 
 // ErrGone says that the instance a message was meant for is not there any more.
 var ErrGone = errors.New("the instance is gone")
@@ -118,32 +130,192 @@ type Status struct {
 // ThrottleStatus is the state of the slots for synchronisations.
 type ThrottleStatus struct{ Max, Running, Waiting int }
 
-var errNotYet = errors.New("not implemented")
+const (
+	// beat is how often a leader of ours sends heartbeats, unless the option
+	// for that says more often.
+	beat = 2 * time.Second
+	// watchTimeout is how long the cluster keeps the watches of an instance
+	// that it does not hear of. librados speaks up every five seconds.
+	watchTimeout = 10 * time.Second
+	// tick is how often time passes for the machine.
+	tick = 250 * time.Millisecond
+	// leaveLimit bounds how long calls are waited for when Run ends.
+	leaveLimit = 5 * time.Second
+)
+
+func (o Options) withDefaults() Options {
+	if o.HeartbeatInterval <= 0 {
+		o.HeartbeatInterval = 5 * time.Second
+	}
+	if o.MaxMissed <= 0 {
+		o.MaxMissed = 2
+	}
+	if o.MaxAttempts <= 0 {
+		o.MaxAttempts = 3
+	}
+	return o
+}
 
 // Member is one instance in one pool. Make one with New and call Run once.
 type Member struct {
 	cfg   Config
+	log   zerolog.Logger
+	id    string
 	lease *plugins.Lease
+	calls calls
+	users calls // calls of the member's methods
+	// requests numbers what this instance sends.
+	requests atomic.Uint64
+
+	// work ends when Run is about to, with the cause.
+	work context.Context
+	end  context.CancelCauseFunc
+	wg   sync.WaitGroup // all goroutines but those of calls
+
+	// writes is held for reading by changes of the image map, and for writing
+	// when the lock is given back: none may come after that.
+	writes sync.RWMutex
+
+	mu      sync.Mutex
+	machine *machine.Machine
+	opts    Options
+	root    *space            // the default namespace
+	spaces  map[string]*space // all that are open, by namespace
+	retired []*space          // those it has left
+	closed  bool
+	wanted  []string      // namespaces beside the default one
+	rewant  chan struct{} // wakes the one who registers
+	leaving bool
+	resign  bool // asked to give the leadership up
+	lastErr string
+	// changed is closed and replaced when another instance leads.
+	changed chan struct{}
+	leader  string
+	// lead ends when this instance no longer leads; nil while it does not.
+	lead     context.Context
+	stopLead context.CancelCauseFunc
+	targets  map[target]scope // what is being said to an instance ends with it
+	slots    *slots.Queue[*slotRequest]
+	granted  map[slots.Key]int // times that a slot is being used
+	syncs    map[slots.Key]*syncing
+
+	watch *ceph.Watch // on the leader object
+	// lockMu is held while the leader's lock is changed.
+	lockMu sync.Mutex
+	cookie string // of the lock, "" when it is not held; under lockMu and mu
+	// others are the instances in namespaces beside the default one, as last read.
+	others map[string][]string
+
+	events  []Event
+	eventCh chan struct{}
+}
+
+// target is an instance in a namespace.
+type target struct{ namespace, instance string }
+
+// scope is for how long something is said to an instance.
+type scope struct {
+	ctx context.Context
+	end context.CancelCauseFunc
 }
 
 // New returns a Member that does nothing yet.
 func New(cfg Config) (*Member, error) {
-	return &Member{cfg: cfg, lease: plugins.NewLease(nil)}, nil
+	if cfg.Conn == nil || cfg.Pool == "" {
+		return nil, fmt.Errorf("a connection and a pool are needed: %w", syscall.EINVAL)
+	}
+	id := strconv.FormatUint(cfg.Conn.GetInstanceID(), 10)
+	m := &Member{
+		cfg: cfg, id: id, log: cfg.Log.With().Str("pool", cfg.Pool).Str("instance", id).Logger(),
+		lease: plugins.NewLease(nil), opts: cfg.Options.withDefaults(), wanted: slices.Clone(cfg.Namespaces),
+		spaces: make(map[string]*space), rewant: make(chan struct{}, 1), changed: make(chan struct{}),
+		targets: make(map[target]scope),
+		slots:   slots.New[*slotRequest](cfg.Options.ConcurrentSyncs), granted: make(map[slots.Key]int),
+		syncs: make(map[slots.Key]*syncing), eventCh: make(chan struct{}, 1), others: make(map[string][]string),
+	}
+	m.work, m.end = context.WithCancelCause(context.Background())
+	m.machine = machine.New(m.params())
+	return m, nil
 }
+
+// params are the machine's knobs for the present options.
+func (m *Member) params() machine.Params {
+	o := m.opts
+	return machine.Params{
+		ID: m.id, Beat: min(beat, o.HeartbeatInterval), Interval: o.HeartbeatInterval,
+		MaxMissed: o.MaxMissed, MaxAttempts: o.MaxAttempts,
+	}
+}
+
+// now is a clock that goes on while the machine sleeps.
+func now() time.Time { return time.Unix(0, 0).Add(plugins.Boottime()) }
+
+// errLeft is why a Member ends that was asked to.
+var errLeft = errors.New("left in order")
 
 // Run joins the others and takes part until ctx ends. Then it leaves in order:
 // the replayers must have stopped by then. It returns nil after an orderly end
 // and an error that is ErrFenced when this instance was shut out; then the
 // lease has ended already, and a new connection is needed. Calls to a cluster
-// that does not answer are abandoned after a while; then the error is ErrStuck,
-// and the connection must not be shut down.
-func (m *Member) Run(ctx context.Context) error { return errNotYet }
+// that does not answer are abandoned after a while; then the error is ErrStuck
+// too, and the connection must not be shut down.
+func (m *Member) Run(ctx context.Context) error {
+	root, err := m.openSpace("")
+	if err != nil {
+		m.end(err)
+		return err
+	}
+	m.mu.Lock()
+	m.root = root
+	m.mu.Unlock()
+	m.wg.Go(m.deliver)
+	m.wg.Go(func() { m.register(ctx) })
+	m.wg.Go(m.watchLeader)
+	m.wg.Go(m.passTime)
+	m.wg.Go(m.watchOneself)
+	<-m.work.Done()
+	cause := context.Cause(m.work)
+	m.lease.Revoke()
+	m.wg.Wait()
+	m.flush()
+	m.lose()
+	m.flush()
+	if !m.close() {
+		return errors.Join(cause, ErrStuck)
+	}
+	if errors.Is(cause, errLeft) {
+		return nil
+	}
+	return cause
+}
 
-// ErrStuck says that calls to the cluster have not come back.
-var ErrStuck = errors.New("calls to the cluster have not come back")
+// fenced ends everything: this instance was shut out of the cluster.
+func (m *Member) fenced(why error) {
+	m.lease.Revoke()
+	m.end(fmt.Errorf("%w: %w", ErrFenced, why))
+}
+
+// failed looks whether an error says that this instance was shut out.
+func (m *Member) failed(err error) bool {
+	if !ceph.Is(err, syscall.ESHUTDOWN) {
+		return false
+	}
+	m.fenced(err)
+	return true
+}
+
+// note keeps what went wrong last, "" when all is well.
+func (m *Member) note(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lastErr = ""
+	if err != nil {
+		m.lastErr = err.Error()
+	}
+}
 
 // InstanceID returns the number by which the others know this instance.
-func (m *Member) InstanceID() string { return "" }
+func (m *Member) InstanceID() string { return m.id }
 
 // Lease returns what whoever writes in this pool must hold: it is valid while
 // the host's lease is and while this instance has lately seen that it is not
@@ -151,69 +323,86 @@ func (m *Member) InstanceID() string { return "" }
 func (m *Member) Lease() *plugins.Lease { return m.lease }
 
 // SetOptions changes the options.
-func (m *Member) SetOptions(Options) {}
+func (m *Member) SetOptions(o Options) {
+	m.mu.Lock()
+	m.opts = o.withDefaults()
+	m.machine.SetParams(m.params())
+	next := m.slots.SetMax(o.ConcurrentSyncs)
+	m.mu.Unlock()
+	m.grant(next)
+}
 
 // SetNamespaces changes in which namespaces, beside the default one, this
 // instance is registered. Nothing may be replicated any more in those that are
 // left out. It returns at once.
-func (m *Member) SetNamespaces([]string) {}
+func (m *Member) SetNamespaces(namespaces []string) {
+	m.mu.Lock()
+	m.wanted = slices.DeleteFunc(slices.Clone(namespaces), func(ns string) bool { return ns == "" })
+	m.mu.Unlock()
+	select {
+	case m.rewant <- struct{}{}:
+	default:
+	}
+}
 
 // Status returns where the Member stands.
-func (m *Member) Status() Status { return Status{} }
+func (m *Member) Status() Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := Status{InstanceID: m.id, Leading: m.machine.Leading(now()), Leader: m.leader, LastError: m.lastErr}
+	if m.machine.Holds() {
+		s.Instances = m.machine.Members()
+	}
+	for ns, sp := range m.spaces {
+		if sp.isRegistered() {
+			s.Namespaces = append(s.Namespaces, ns)
+		}
+	}
+	slices.Sort(s.Namespaces)
+	s.Syncs.Max, s.Syncs.Running, s.Syncs.Waiting = m.slots.Counts()
+	return s
+}
 
 // Leading reports whether this instance leads at this moment.
-func (m *Member) Leading() bool { return false }
+func (m *Member) Leading() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leadingLocked()
+}
 
-// ReleaseLeader gives the leadership up, if this instance has it, and lets
-// others go first.
-func (m *Member) ReleaseLeader(ctx context.Context) error { return errNotYet }
+func (m *Member) leadingLocked() bool { return m.lead != nil && m.machine.Leading(now()) }
 
 // Instances returns those that are registered in the namespace and not known to
 // be dead, while leading.
-func (m *Member) Instances(namespace string) []string { return nil }
-
-// Acquire tells an instance, which may be this one, to replicate an image and
-// waits for its answer. The error is ErrGone when it is not there.
-func (m *Member) Acquire(ctx context.Context, namespace, instance, globalID string) error {
-	return errNotYet
+func (m *Member) Instances(namespace string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.machine.In(namespace)
 }
 
-// Release tells an instance to give an image up and waits until it has.
-func (m *Member) Release(ctx context.Context, namespace, instance, globalID string) error {
-	return errNotYet
-}
-
-// PeerRemoved tells an instance that the peer no longer has an image.
-func (m *Member) PeerRemoved(ctx context.Context, namespace, instance, globalID, mirrorUUID string) error {
-	return errNotYet
-}
-
-// LoadMap returns the stored image map of a namespace.
-func (m *Member) LoadMap(ctx context.Context, namespace string) ([]Mapping, error) {
-	return nil, errNotYet
-}
-
-// Store stores mappings, while leading.
-func (m *Member) Store(ctx context.Context, namespace string, mappings ...Mapping) error {
-	return errNotYet
-}
-
-// Remove removes the mappings of images, while leading.
-func (m *Member) Remove(ctx context.Context, namespace string, globalIDs ...string) error {
-	return errNotYet
-}
-
-// Throttle returns the source of slots for synchronisations in a namespace.
-func (m *Member) Throttle(namespace string) *Throttle { return &Throttle{m: m, namespace: namespace} }
-
-// Throttle hands out slots that the leader grants to all instances of the pool.
-type Throttle struct {
-	m         *Member
-	namespace string
-}
-
-// Acquire waits for a slot for the local image with this id. The slot is given
-// back by release.
-func (t *Throttle) Acquire(ctx context.Context, localImageID string) (release func(), err error) {
-	return nil, errNotYet
+// ReleaseLeader gives the leadership up, if this instance has it, and lets
+// others go first.
+func (m *Member) ReleaseLeader(ctx context.Context) error {
+	m.mu.Lock()
+	if !m.machine.Holds() {
+		m.mu.Unlock()
+		return ErrNotLeader
+	}
+	m.resign = true
+	m.mu.Unlock()
+	for {
+		m.mu.Lock()
+		holds, changed := m.machine.Holds(), m.changed
+		m.mu.Unlock()
+		if !holds {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-m.work.Done():
+			return context.Cause(m.work)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

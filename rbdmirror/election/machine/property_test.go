@@ -623,7 +623,7 @@ func testElection(t *testing.T, stock bool) {
 	})
 }
 
-func TestElectionAmongOurs(t *testing.T)      { testElection(t, false) }
+func TestElectionAmongOurs(t *testing.T)     { testElection(t, false) }
 func TestElectionWithStockOnes(t *testing.T) { testElection(t, true) }
 
 // TestTheDeadAreReplacedSoon bounds how long a dead one of ours is missed.
