@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -155,7 +156,8 @@ func Blocklist(conn *rados.Conn, addr cls.EntityAddr, expire time.Duration) erro
 	// take "any" as the legacy address that watchers are listed with.
 	cmd := map[string]any{"prefix": "osd blocklist", "blocklistop": "add", "addr": addr.String(), "format": "json"}
 	if expire > 0 {
-		cmd["expire"] = math.Ceil(expire.Seconds())
+		// the monitors insist on a decimal point
+		cmd["expire"] = json.RawMessage(strconv.FormatFloat(math.Ceil(expire.Seconds()), 'f', 1, 64))
 	}
 	b, err := json.Marshal(cmd)
 	if err != nil {

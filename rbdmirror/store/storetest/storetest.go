@@ -1,0 +1,191 @@
+//go:build cgo
+
+// Package storetest brings up a cluster for tests that need a real one.
+package storetest
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/internal/ceph/client"
+	"cephmirror/test/bed"
+)
+
+// The pools and the namespace that every Site has.
+const (
+	Pool      = "rbd"
+	DataPool  = "data"
+	Namespace = "ns"
+)
+
+// Site is a cluster.
+type Site struct {
+	t       *testing.T
+	Cluster *bed.Cluster
+	// Conn is a connection as the daemon has it: the user has the documented
+	// capabilities, no more.
+	Conn *rados.Conn
+}
+
+// Start brings a cluster up. One that was up already is used as it is and left
+// up. The test is skipped where there is no Ceph.
+func Start(t *testing.T, name string) *Site {
+	t.Helper()
+	if bed.InsideRelease() == "" {
+		t.Skip("needs Ceph: run with bed enter")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	b, err := bed.Open(bed.Options{Logf: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close(context.WithoutCancel(t.Context())) })
+	names, err := b.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := slices.Contains(names, name)
+	c, err := b.Up(ctx, bed.ClusterSpec{Name: name, RBDPools: []string{Pool, DataPool}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !up {
+		t.Cleanup(func() {
+			if err := c.Down(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	s := &Site{t: t, Cluster: c}
+	if err := c.AddRBDMirrorUser(ctx, "mirror"); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(s.Run("rbd", "namespace", "ls", Pool), Namespace) {
+		s.Run("rbd", "namespace", "create", Pool+"/"+Namespace)
+	}
+	s.Conn = s.Dial()
+	return s
+}
+
+// Dial opens a connection of its own, which ends with the test.
+func (s *Site) Dial() *rados.Conn {
+	s.t.Helper()
+	conn, _, err := client.Dial(client.Spec{Cluster: s.Cluster.Name(), Name: "client.mirror"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(conn.Shutdown)
+	return conn
+}
+
+// IO opens a pool and namespace.
+func (s *Site) IO(pool, namespace string) *rados.IOContext {
+	s.t.Helper()
+	return s.On(s.Conn, pool, namespace)
+}
+
+// On is IO with another connection.
+func (s *Site) On(conn *rados.Conn, pool, namespace string) *rados.IOContext {
+	s.t.Helper()
+	ioctx, err := conn.OpenIOContext(pool)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(ioctx.Destroy)
+	ioctx.SetNamespace(namespace)
+	return ioctx
+}
+
+// Run runs a command as administrator and returns what it prints.
+func (s *Site) Run(args ...string) string {
+	s.t.Helper()
+	out, err := s.Try(args...)
+	if err != nil {
+		s.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// Try is Run for commands that may fail. Both outputs are returned.
+func (s *Site) Try(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	out, err := s.Cluster.Command(ctx, args...).CombinedOutput()
+	return withoutNoise(string(out)), err
+}
+
+// withoutNoise drops what some builds of librados print about plugins.
+func withoutNoise(out string) string {
+	lines := strings.SplitAfter(out, "\n")
+	return strings.Join(slices.DeleteFunc(lines, func(l string) bool {
+		return strings.Contains(l, "compressor") || strings.Contains(l, "dlopen") || strings.Contains(l, "libqat")
+	}), "")
+}
+
+// JSON runs a command with --format json and decodes its output.
+func (s *Site) JSON(into any, args ...string) {
+	s.t.Helper()
+	out := s.Run(append(args, "--format", "json")...)
+	if at := strings.IndexAny(out, "{["); at > 0 {
+		out = out[at:]
+	}
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		s.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// Objects returns the names of all objects of a pool and namespace, in order.
+func (s *Site) Objects(pool, namespace string) []string {
+	s.t.Helper()
+	var names []string
+	err := s.IO(pool, namespace).ListObjects(func(oid string) { names = append(names, oid) })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Watch watches an object, as a connection's sign of life, and answers
+// notifications until the test ends or stop is called.
+func (s *Site) Watch(ioctx *rados.IOContext, oid string) (cookie uint64, stop func()) {
+	s.t.Helper()
+	w, err := ceph.NewWatch(ioctx, oid, 30*time.Second)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case n := <-w.Events():
+				if err := w.Ack(n, nil); err != nil {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			<-done
+			_ = w.Close() // of a client that was shut out it fails
+		}
+	}
+	s.t.Cleanup(stop)
+	return w.Cookie(), stop
+}
