@@ -351,7 +351,7 @@ func (r *Replayer) sourceMaps(ctx context.Context, v *view, start uint64) *image
 	if !remote.Has(cls.FeatureObjectMap|cls.FeatureFastDiff) || remote.Flags&invalid != 0 || v.step.Sync.Full {
 		return nil
 	}
-	maps := &imagesync.SourceMaps{Start: start}
+	maps := &imagesync.SourceMaps{}
 	for _, s := range remote.Snapshots {
 		if s.ID < start || s.ID > end {
 			continue

@@ -1,0 +1,378 @@
+package replay_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/imagesync"
+	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/store"
+	"cephmirror/rbdmirror/store/storetest"
+	"cephmirror/test/rbdimage"
+)
+
+const mib = 1 << 20
+
+// site is a cluster and how the tests reach it: as a daemon, and as its
+// administrator.
+type site struct {
+	*storetest.Site
+	name  string
+	admin *rbdimage.Client
+}
+
+// pair is a pool on two clusters, mirrored both ways.
+type pair struct {
+	t    *testing.T
+	pool string
+	a, b *site
+}
+
+func newSite(t *testing.T, name string) *site {
+	s := &site{Site: storetest.Start(t, name), name: name}
+	var err error
+	if s.admin, err = rbdimage.Open(name, s.Cluster.Conf()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.admin.Close)
+	return s
+}
+
+// newPair makes a pool on both clusters and introduces them to each other, and
+// pings as the engine does.
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreTopFunction("os/exec.(*Cmd).watchCtx")) })
+	p := &pair{t: t, a: newSite(t, "a"), b: newSite(t, "b"), pool: fmt.Sprintf("rp%d", rand.Uint32())}
+	for _, s := range []*site{p.a, p.b} {
+		s.Run("ceph", "osd", "pool", "create", p.pool, "8")
+		s.Run("ceph", "osd", "pool", "application", "enable", p.pool, "rbd")
+		s.Run("rbd", "mirror", "pool", "enable", p.pool, "image", "--site-name", s.name)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			_, _ = s.Cluster.MonCommand(ctx, map[string]any{"prefix": "config set", "who": "mon", "name": "mon_allow_pool_delete", "value": "true"})
+			if _, err := s.Cluster.MonCommand(ctx, map[string]any{"prefix": "osd pool rm", "pool": p.pool, "pool2": p.pool, "yes_i_really_really_mean_it": true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	token := filepath.Join(t.TempDir(), "token")
+	out := p.a.Run("rbd", "mirror", "pool", "peer", "bootstrap", "create", p.pool)
+	lines := strings.Fields(out)
+	if err := os.WriteFile(token, []byte(lines[len(lines)-1]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.b.Run("rbd", "mirror", "pool", "peer", "bootstrap", "import", p.pool, token)
+	for _, s := range []*site{p.a, p.b} {
+		o := p.other(s)
+		if err := store.NewMirroring(s.IO(p.pool, "")).Ping(o.name, o.uuid(p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+func (p *pair) other(s *site) *site {
+	if s == p.a {
+		return p.b
+	}
+	return p.a
+}
+
+func (s *site) uuid(p *pair) string {
+	p.t.Helper()
+	uuid, err := store.NewMirroring(s.IO(p.pool, "")).UUID()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return uuid
+}
+
+// player plays the daemon of one cluster for one image.
+type player struct {
+	p      *pair
+	local  *site
+	gid    string
+	cancel context.CancelFunc
+	r      *replay.Replayer
+	done   chan struct{}
+	out    replay.Outcome
+	err    error
+
+	mu  sync.Mutex
+	all []replay.Status
+}
+
+// watchMirroring keeps a connection up in the eyes of the cluster.
+func watchMirroring(t *testing.T, conn *rados.Conn, pool string) (stop func()) {
+	ioctx, err := conn.OpenIOContext(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ceph.NewWatch(ioctx, store.MirroringObject, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case n := <-w.Events():
+				_ = w.Ack(n, nil)
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-done
+		_ = w.Close()
+		ioctx.Destroy()
+	}
+}
+
+// play starts a daemon for an image on s. It ends with the test.
+func (p *pair) play(s *site, gid string, change ...func(*replay.Config)) *player {
+	p.t.Helper()
+	o := p.other(s)
+	local, remote := s.Dial(), o.Dial()
+	stopLocal, stopRemote := watchMirroring(p.t, local, p.pool), watchMirroring(p.t, remote, p.pool)
+	pl := &player{p: p, local: s, gid: gid, done: make(chan struct{})}
+	writers := []*store.Mirroring{store.NewMirroring(s.On(local, p.pool, "")), store.NewMirroring(o.On(remote, p.pool, ""))}
+	cfg := replay.Config{
+		Log:      zerolog.New(zerolog.NewTestWriter(p.t)).With().Timestamp().Str("on", s.name).Logger(),
+		GlobalID: gid,
+		Local:    replay.Side{Conn: local, Pool: p.pool, MirrorUUID: s.uuid(p), SiteName: s.name},
+		Remote:   replay.Side{Conn: remote, Pool: p.pool, MirrorUUID: o.uuid(p), SiteName: o.name},
+		Memory:   imagesync.NewBudget(imagesync.DefaultBudget),
+		Options:  replay.Options{RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, PollInterval: 5 * time.Second},
+		Report: func(st replay.Status) {
+			pl.mu.Lock()
+			pl.all = append(pl.all, st)
+			pl.mu.Unlock()
+			for i, w := range writers {
+				at := cls.SiteStatus{State: cls.StatusState(st.State), Description: st.Description, Up: true}
+				if i == 1 {
+					at.MirrorUUID = s.uuid(p)
+				}
+				_ = w.SetStatus([]store.ImageStatus{{GlobalID: gid, Status: at}})
+			}
+		},
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	pl.cancel = cancel
+	pl.r = replay.New(cfg)
+	go func() {
+		defer close(pl.done)
+		pl.out, pl.err = pl.r.Run(ctx)
+	}()
+	p.t.Cleanup(func() {
+		pl.stop()
+		stopLocal()
+		stopRemote()
+	})
+	return pl
+}
+
+// stop ends the daemon and tells how long that took.
+func (pl *player) stop() time.Duration {
+	began := time.Now()
+	pl.cancel()
+	<-pl.done
+	took := time.Since(began)
+	pl.r.Drain()
+	return took
+}
+
+func (pl *player) status() replay.Status { return pl.r.Status() }
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s: %v", limit, what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// wait waits until the copy of a mirror snapshot is complete.
+func (pl *player) wait(m rbdimage.Maker, snap uint64) rbdimage.Maker {
+	pl.p.t.Helper()
+	to := pl.local.admin.Pool(pl.p.pool)
+	eventually(pl.p.t, 30*time.Second, fmt.Sprintf("the copy of snapshot %d", snap), func() error {
+		snaps, err := to.Snaps(m.Name())
+		if err != nil {
+			return fmt.Errorf("%w (status %s)", err, pl.status().Description)
+		}
+		for _, s := range snaps {
+			if s.Synced() && s.Source >= snap {
+				return nil
+			}
+		}
+		return fmt.Errorf("not among %+v (status %s)", snaps, pl.status().Description)
+	})
+	return m.In(to)
+}
+
+// waitState waits for a status with this text in it.
+func (pl *player) waitState(state replay.State, text string) {
+	pl.p.t.Helper()
+	eventually(pl.p.t, 20*time.Second, text, func() error {
+		if st := pl.status(); st.State != state || !strings.Contains(st.Description, text) {
+			return fmt.Errorf("status is %d, %s", st.State, st.Description)
+		}
+		return nil
+	})
+}
+
+// same compares an image with its copy: what it is, now, and in all snapshots.
+func (p *pair) same(m rbdimage.Maker) {
+	p.t.Helper()
+	from := m.Pool()
+	to := p.other(p.siteOf(from)).admin.Pool(p.pool)
+	want, err := from.Layout(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	got, err := to.Layout(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	out := want.Differences(got)
+	if got.Flags != 0 {
+		out = append(out, fmt.Sprintf("the copy has flags %#x", got.Flags))
+	}
+	compare := func(what string, a, b uint64) {
+		src, dst := rbdimage.View{Pool: from, Image: m.Name(), Snap: a}, rbdimage.View{Pool: to, Image: m.Name(), Snap: b}
+		diffs, err := rbdimage.Compare(src, dst)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		lacking, extra, err := rbdimage.AuditMap(dst)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		for _, d := range slices.Concat(diffs, lacking, extra) {
+			out = append(out, what+": "+d)
+		}
+	}
+	compare("now", rbdimage.Head, rbdimage.Head)
+	source, err := from.Snaps(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	copies, err := to.Snaps(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, s := range source {
+		for _, c := range copies {
+			switch {
+			case s.Kind == rbdimage.User && c.Kind == rbdimage.User && s.Name == c.Name:
+				compare("snapshot "+s.Name, s.ID, c.ID)
+			case s.Kind == rbdimage.Mirror && c.Synced() && c.Source == s.ID:
+				compare(fmt.Sprintf("mirror snapshot %d", s.ID), s.ID, c.ID)
+			}
+		}
+	}
+	for _, d := range out {
+		p.t.Errorf("%s: %s", m.Spec(), d)
+	}
+}
+
+func (p *pair) siteOf(pool rbdimage.Pool) *site {
+	if pool.Client == p.a.admin {
+		return p.a
+	}
+	return p.b
+}
+
+// image makes an image on a and enables mirroring.
+func (p *pair) image(name string, o rbdimage.Options) (rbdimage.Maker, uint64) {
+	p.t.Helper()
+	if o.Size == 0 {
+		o.Size = 32 * mib
+	}
+	m := rbdimage.Create(p.t, p.a.admin.Pool(p.pool), name, o)
+	return m, m.Mirror()
+}
+
+// info is what `rbd snap ls --all` shows of mirror snapshots on a site.
+func (p *pair) snapshots(s *site, image string) string {
+	p.t.Helper()
+	return s.Run("rbd", "snap", "ls", "--all", p.pool+"/"+image)
+}
+
+func (p *pair) toolStatus(s *site, image string) (state, description string) {
+	p.t.Helper()
+	var out struct {
+		State       string `json:"state"`
+		Description string `json:"description"`
+	}
+	s.JSON(&out, "rbd", "mirror", "image", "status", p.pool+"/"+image)
+	return out.State, out.Description
+}
+
+func TestLiveFirst(t *testing.T) {
+	p := newPair(t)
+	m, first := p.image("img", rbdimage.Options{})
+	m.Fill(1, 0, 10*mib)
+	m.Snap("u1")
+	m.Fill(2, 8*mib, 6*mib)
+	second := m.MirrorSnap()
+	pl := p.play(p.b, m.GlobalID())
+	pl.wait(m, second)
+	pl.waitState(replay.StateReplaying, `"replay_state":"idle"`)
+	p.same(m)
+	_ = first
+
+	m.Discard(0, 4*mib)
+	m.Zero(9*mib, mib)
+	m.Snap("u2")
+	m.Resize(48 * mib)
+	m.Fill(3, 40*mib, 4*mib)
+	m.RemoveSnap("u1")
+	m.SetMeta("k", "v")
+	pl.wait(m, m.MirrorSnap())
+	p.same(m)
+	t.Log(p.snapshots(p.a, "img"))
+	t.Log(p.snapshots(p.b, "img"))
+	t.Log(p.b.Run("rbd", "info", p.pool+"/img"))
+	t.Log(p.b.Run("rbd", "object-map", "check", p.pool+"/img"))
+	state, text := p.toolStatus(p.b, "img")
+	t.Log(state, text)
+	if took := pl.stop(); took > 2*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+	if b, err := json.Marshal(pl.status()); err == nil {
+		t.Log(string(b))
+	}
+}
