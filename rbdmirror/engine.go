@@ -25,6 +25,7 @@ import (
 	"cephmirror/internal/ceph"
 	"cephmirror/internal/ceph/client"
 	"cephmirror/plugins"
+	"cephmirror/rbdmirror/imagesync"
 )
 
 // Engine is the rbd plugin.
@@ -37,6 +38,7 @@ type Engine struct {
 	info     plugins.Info
 	settings settings
 	options  *client.Options
+	memory   *imagesync.Budget
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -108,6 +110,7 @@ func (e *Engine) Start(_ context.Context, cfg plugins.Config) (plugins.Info, err
 		close(e.done)
 		return e.info, nil
 	}
+	e.memory = imagesync.NewBudget(e.settings.number(settingMemory, imagesync.DefaultBudget))
 	e.feed.Publish(added(daemonCommands())...)
 	go func() {
 		defer close(e.done)
@@ -351,7 +354,8 @@ func (e *Engine) pastTotals() totals {
 	return e.past
 }
 
-func (e *Engine) addPast(t totals) {
+func (e *Engine) addPast(img *image) {
+	_, t := img.counters()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.past.snapshots += t.snapshots

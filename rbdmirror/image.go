@@ -69,8 +69,6 @@ func newImage(sp *space, gid string) *image {
 	go func() {
 		defer close(img.done)
 		img.run()
-		_, t := img.counters()
-		sp.s.eng.addPast(t)
 	}()
 	return img
 }
@@ -138,6 +136,7 @@ func (img *image) replay(drains *sync.WaitGroup) time.Duration {
 			Conn: s.remote, Pool: s.pool.name, Namespace: img.sp.spec.remote, MirrorUUID: s.remoteUUID, SiteName: s.link.spec.site,
 		},
 		Throttle: s.member.Throttle(img.sp.spec.local),
+		Memory:   s.eng.memory,
 		Options:  s.eng.replayOptions(),
 		Report:   img.report,
 	})
@@ -335,5 +334,7 @@ func (e *Engine) replayOptions() replay.Options {
 	return replay.Options{
 		BytesPerSec:  e.settings.number(settingRate, 0),
 		ObjectsAhead: int(e.settings.number(settingAhead, 0)),
+
+		RecreateOnResync: e.settings.flag(settingRecreate),
 	}
 }

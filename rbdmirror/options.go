@@ -54,11 +54,11 @@ func shownOptions() []string {
 
 // Our own settings.
 const (
-	settingMemory  = "memory"          // bytes of all copy buffers
-	settingAhead   = "objects_ahead"   // objects in flight for one image
-	settingRate    = "rate_limit"      // bytes a second read from the peer, for one image
-	settingConnect = "connect_timeout" // for a connection to a peer
-	settingSyncs   = "concurrent_syncs"
+	settingMemory   = "memory"          // bytes of all copy buffers
+	settingAhead    = "objects_ahead"   // objects in flight for one image
+	settingRate     = "rate_limit"      // bytes a second read from the peer, for one image
+	settingConnect  = "connect_timeout" // for a connection to a peer
+	settingRecreate = "recreate_on_resync"
 )
 
 type settings map[string]string
@@ -68,6 +68,11 @@ func (s settings) number(name string, fallback int64) int64 {
 		return n
 	}
 	return fallback
+}
+
+func (s settings) flag(name string) bool {
+	on, err := strconv.ParseBool(s[name])
+	return err == nil && on
 }
 
 func (s settings) duration(name string, fallback time.Duration) time.Duration {

@@ -90,6 +90,9 @@ func (sp *space) close() {
 	sp.closed = true
 	list := slices.Collect(maps.Values(sp.images))
 	clear(sp.images)
+	for _, img := range list {
+		sp.s.eng.addPast(img)
+	}
 	sp.mu.Unlock()
 	sp.s.eng.feed.Publish(plugins.Event{Kind: plugins.EventDomainDown, Domain: sp.domain})
 	sp.lead(false)
@@ -330,6 +333,7 @@ func (sp *space) release(ctx context.Context, gid string) error {
 	sp.mu.Lock()
 	if sp.images[gid] == img {
 		delete(sp.images, gid)
+		sp.s.eng.addPast(img)
 	}
 	sp.mu.Unlock()
 	sp.localStatus.forget(gid)

@@ -22,5 +22,9 @@ func rbdSettings() []Setting {
 			Section: SectionRBD, Name: "connect_timeout", Type: Duration, Default: "30s", Min: 1e9,
 			Help: "How long a connection to a peer's cluster may take.",
 		},
+		{
+			Section: SectionRBD, Name: "recreate_on_resync", Type: Bool, Default: "false",
+			Help: "On a resync, remove the local image and make it anew, as the stock daemon does. Otherwise the image stays, and every object of it is compared.",
+		},
 	}
 }
