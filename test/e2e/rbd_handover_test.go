@@ -247,7 +247,7 @@ func TestRBDTwoDaemons(t *testing.T) {
 				begun := time.Now()
 				var snaps []uint64
 				for i, m := range images {
-					m.Fill(uint64(time.Now().UnixNano()), uint64(i)*mib, mib)
+					m.Fill(uint64(time.Now().UnixNano()), uint64(i%7)*mib, mib)
 					snaps = append(snaps, m.MirrorSnap())
 				}
 				for i, m := range images {

@@ -104,7 +104,7 @@ func TestRBDPoolMode(t *testing.T) {
 	m.Fill(2, mib, mib)
 	copy := p.waitSame(t, m)
 	p.waitIdle(t, copy)
-	m.Unmirror()
+	m.Remove()
 	within(t, 45*time.Second, "the copy to be removed", func() error {
 		there, err := p.b.Exists(copy.Name())
 		if err == nil && there {
@@ -136,8 +136,7 @@ func TestRBDOneWay(t *testing.T) {
 	m, snap := p.newImage(t, "image", rbdimage.Options{})
 	m.Fill(1, 0, 5*mib)
 	p.wait(t, m, snap)
-	copy := p.waitSame(t, m)
-	p.waitIdle(t, copy)
+	p.waitOwn(t, p.waitSame(t, m), "up+replaying", `"replay_state":"idle"`)
 	within(t, statusPatience(), "the pool's health", func() error {
 		var status struct {
 			Summary struct {

@@ -1,0 +1,429 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"cephmirror/test/rbdimage"
+)
+
+// soonEnough is how long our daemon may take to let a change be seen.
+const soonEnough = 2 * time.Second
+
+// TestRBDStatusSoon takes the time until a change can be seen on both sites.
+func TestRBDStatusSoon(t *testing.T) {
+	e := need(t)
+	notStock(t, "it takes up to 30 s")
+	p, d := e.mirrored(t, poolOptions{})
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	copy := p.wait(t, m, snap)
+	p.waitIdle(t, copy)
+	soon := func(what, state, text string) {
+		t.Helper()
+		begun := time.Now()
+		p.waitState(t, 10*time.Second, copy, state, text)
+		took := time.Since(begun)
+		t.Logf("%s: seen after %v", what, took.Round(10*time.Millisecond))
+		if took > soonEnough {
+			t.Errorf("%s: seen after %v", what, took)
+		}
+	}
+	for i := range 3 {
+		// Time stamps are whole seconds.
+		time.Sleep(1100 * time.Millisecond)
+		m.Fill(uint64(i), 0, mib)
+		p.wait(t, m, m.MirrorSnap())
+		begun := time.Now()
+		within(t, 10*time.Second, "the snapshot to be seen on both sites", func() error {
+			for _, side := range []rbdimage.Pool{p.a, p.b} {
+				_, text, err := p.own(side, m.Name())
+				if side == p.a {
+					_, text, err = p.peer(side, m.Name())
+				}
+				if err != nil {
+					return err
+				}
+				r, err := parseReplay(text)
+				if err != nil {
+					return err
+				}
+				if r.Local != r.Remote || r.State != "idle" || time.Since(time.Unix(r.Local, 0)) > time.Since(begun)+3*time.Second {
+					return fmt.Errorf("%s shows %s", side.Client.Name(), text)
+				}
+			}
+			return nil
+		})
+		if took := time.Since(begun); took > soonEnough {
+			t.Errorf("a snapshot was seen after %v", took)
+		}
+	}
+	if _, err := d.call("rbd mirror stop " + copy.Spec()); err != nil {
+		t.Fatal(err)
+	}
+	soon("stopped", "up+stopped", "")
+	if _, err := d.call("rbd mirror start " + copy.Spec()); err != nil {
+		t.Fatal(err)
+	}
+	soon("started", "up+replaying", "idle")
+	m.Demote()
+	soon("demoted", "up+unknown", "")
+	p.rbd(t, e.a, "mirror", "image", "promote", m.Spec())
+	soon("promoted again", "up+replaying", "idle")
+	// Progress is shown.
+	big := slowly(t, p.a, "big")
+	snap = big.Mirror()
+	seen := ""
+	within(t, 60*time.Second, "the synchronisation", func() error {
+		if exists, err := p.b.Exists(big.Name()); err == nil && exists {
+			if _, text, err := p.own(p.b, big.Name()); err == nil && strings.Contains(text, "syncing_percent") {
+				seen = text
+			}
+		}
+		return p.arrived(big, snap)
+	})
+	if seen == "" {
+		t.Error("the progress was never seen")
+	}
+	t.Logf("progress: %s", seen)
+	d.stop(t)
+	within(t, 10*time.Second, "the daemon to be seen as down", func() error {
+		st, _, err := p.own(p.b, m.Name())
+		if err == nil && st != "down+stopped" && st != "down+replaying" {
+			err = fmt.Errorf("it is %s", st)
+		}
+		return err
+	})
+}
+
+// TestRBDPoolStatus looks at a pool with daemons on both sites as operators do.
+func TestRBDPoolStatus(t *testing.T) {
+	e := need(t)
+	p, _ := e.mirrored(t, poolOptions{})
+	e.startRBD(t, tested(), e.a)
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	p.wait(t, m, snap)
+	copy := p.waitSame(t, m)
+	p.waitIdle(t, copy)
+	type poolStatus struct {
+		Summary struct {
+			Health string         `json:"health"`
+			Daemon string         `json:"daemon_health"`
+			Image  string         `json:"image_health"`
+			States map[string]int `json:"states"`
+		} `json:"summary"`
+		Daemons []struct {
+			Service  string `json:"service_id"`
+			Instance string `json:"instance_id"`
+			Client   string `json:"client_id"`
+			Host     string `json:"hostname"`
+			Version  string `json:"ceph_version"`
+			Leader   bool   `json:"leader"`
+			Health   string `json:"health"`
+			Callouts any    `json:"callouts"`
+		} `json:"daemons"`
+		Images []siteStatus `json:"images"`
+	}
+	for _, c := range e.sites() {
+		within(t, 45*time.Second, "all to be well on "+c.Name(), func() error {
+			out, err := e.tryRBD(c, "mirror", "pool", "status", p.name, "--verbose", "--format", "json")
+			if err != nil {
+				return err
+			}
+			var s poolStatus
+			mustJSON(t, out, &s)
+			if s.Summary.Health != "OK" || s.Summary.Daemon != "OK" || s.Summary.Image != "OK" || len(s.Daemons) != 1 || len(s.Images) != 1 {
+				return errors.New(out)
+			}
+			d, im := s.Daemons[0], s.Images[0]
+			if !d.Leader || d.Health != "OK" || d.Client != rbdUser || d.Instance == "" || d.Host == "" || d.Version == "" {
+				return fmt.Errorf("the daemon is shown as %+v", d)
+			}
+			if im.DaemonService == nil || im.DaemonService.InstanceID != d.Instance || im.DaemonService.DaemonID != rbdUser || len(im.PeerSites) != 1 {
+				return fmt.Errorf("the image is shown as %s", out)
+			}
+			return nil
+		})
+		var info struct {
+			Peers []struct {
+				UUID string `json:"mirror_uuid"`
+			} `json:"peers"`
+		}
+		p.rbdJSON(t, c, &info, "mirror", "pool", "info", p.name)
+		if len(info.Peers) != 1 || info.Peers[0].UUID == "" {
+			t.Errorf("%s does not know the uuid of its peer: %+v", c.Name(), info)
+		}
+	}
+	// What is wrong with an image shows in the health.
+	p.rbd(t, e.b, "mirror", "image", "promote", "--force", copy.Spec())
+	copy.Demote()
+	within(t, 45*time.Second, "the error to be shown", func() error {
+		out, err := e.tryRBD(e.b, "mirror", "pool", "status", p.name, "--format", "json")
+		if err != nil {
+			return err
+		}
+		var s poolStatus
+		mustJSON(t, out, &s)
+		if s.Summary.Health != "ERROR" || s.Summary.States["error"] != 1 {
+			return errors.New(out)
+		}
+		return nil
+	})
+}
+
+// imageState returns what the admin socket says of an image.
+func (d *daemon) imageState(spec string) (string, error) {
+	out, err := d.call("rbd mirror status " + spec)
+	if err != nil {
+		return "", err
+	}
+	for _, state := range []string{"Replaying", "Stopped", "Starting", "Stopping"} {
+		if strings.Contains(string(out), state) {
+			return state, nil
+		}
+	}
+	return "", fmt.Errorf("the status is %s", out)
+}
+
+func (d *daemon) waitImageState(t *testing.T, spec, state string) {
+	t.Helper()
+	within(t, 20*time.Second, spec+" to be "+state, func() error {
+		got, err := d.imageState(spec)
+		if err == nil && got != state {
+			err = fmt.Errorf("it is %s", got)
+		}
+		return err
+	})
+}
+
+// TestRBDCommands sends all commands in all forms to the admin socket.
+func TestRBDCommands(t *testing.T) {
+	e := need(t)
+	p, d := e.mirrored(t, poolOptions{namespaces: []string{"ns"}})
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	p.wait(t, m, snap)
+	q := p.namespace("ns")
+	n, snap := q.newImage(t, "image", rbdimage.Options{})
+	q.wait(t, n, snap)
+	one, two := m.Spec(), n.Spec()
+	d.waitImageState(t, one, "Replaying")
+	d.waitImageState(t, two, "Replaying")
+	pool := " " + p.name + " a"
+	do := func(command string) {
+		t.Helper()
+		out, err := d.call("rbd mirror " + command)
+		if err != nil || len(out) > 0 {
+			t.Fatalf("rbd mirror %s: %q, %v", command, out, err)
+		}
+	}
+	both := func(a, b string) {
+		t.Helper()
+		d.waitImageState(t, one, a)
+		d.waitImageState(t, two, b)
+	}
+	t.Run("image", func(t *testing.T) {
+		do("stop " + one)
+		both("Stopped", "Replaying")
+		p.waitOwn(t, m.In(p.b), "up+stopped", "")
+		m.Fill(1, 0, mib)
+		snap := m.MirrorSnap()
+		holds(t, 5*time.Second, "a stopped image", func() error {
+			if p.arrived(m, snap) == nil {
+				return errors.New("it is mirrored")
+			}
+			return nil
+		})
+		do("flush " + one)
+		do("start " + one)
+		both("Replaying", "Replaying")
+		p.wait(t, m, snap)
+		do("restart " + one)
+		do("restart " + two)
+		both("Replaying", "Replaying")
+		do("flush " + one)
+	})
+	t.Run("pool", func(t *testing.T) {
+		do("stop" + pool)
+		both("Stopped", "Stopped")
+		do("start " + one) // one image of a stopped pool
+		both("Replaying", "Stopped")
+		do("stop " + one)
+		do("restart " + two)
+		both("Stopped", "Replaying")
+		do("flush" + pool)
+		do("start" + pool)
+		both("Replaying", "Replaying")
+		do("restart" + pool)
+		both("Replaying", "Replaying")
+		m.Fill(2, 0, mib)
+		p.waitSame(t, m)
+	})
+	t.Run("daemon", func(t *testing.T) {
+		do("stop")
+		both("Stopped", "Stopped")
+		do("start")
+		both("Replaying", "Replaying")
+		do("stop")
+		do("start")
+		both("Replaying", "Replaying")
+		do("restart")
+		both("Replaying", "Replaying")
+		do("flush")
+		m.Fill(3, 0, mib)
+		p.waitSame(t, m)
+	})
+	t.Run("leader release", func(t *testing.T) {
+		for _, form := range []string{"leader release", "leader release" + pool} {
+			within(t, 20*time.Second, "it to be leader", func() error {
+				out, err := d.call("rbd mirror status" + pool)
+				if err == nil && !strings.Contains(string(out), `"leader":true`) {
+					err = errors.New(string(out))
+				}
+				return err
+			})
+			do(form)
+		}
+		m.Fill(4, 0, mib)
+		p.waitLong(t, 60*time.Second, m, m.MirrorSnap())
+		p.same(t, m)
+	})
+	t.Run("JSON", func(t *testing.T) {
+		out, err := d.call("rbd mirror status" + pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantKeys(t, "pool", string(out), "peer", "pool", "instance_id", "state", "leader_instance_id", "leader", "instances",
+			"local_cluster_admin_socket", "remote_cluster_admin_socket", "sync_throttler", "deletion_throttler")
+		if out, err = d.call("rbd mirror status " + one); err != nil {
+			t.Fatal(err)
+		}
+		wantKeys(t, "image", string(out), "name", "state")
+		if out, err = d.call("rbd mirror deletion status " + p.name); err != nil {
+			t.Error(err)
+		} else {
+			wantKeys(t, "deletion", string(out), "delete_images_queue", "failed_deletes_queue")
+		}
+		var all struct {
+			Pools []map[string]any `json:"pool_replayers"`
+		}
+		if out, err = d.call("rbd mirror status"); err != nil {
+			t.Fatal(err)
+		}
+		mustJSON(t, string(out), &all)
+		i := slices.IndexFunc(all.Pools, func(m map[string]any) bool { return m["pool"] == p.name })
+		if i < 0 {
+			t.Fatalf("the pool is not in %s", out)
+		}
+		if e.bed.Release().Name == "tentacle" || tested() == ours {
+			if list, ok := all.Pools[i]["namespace_replayers"].([]any); !ok || len(list) != 2 {
+				t.Errorf("namespaces: %v", slices.Sorted(maps.Keys(all.Pools[i])))
+			}
+		}
+	})
+	t.Run("stock tool", func(t *testing.T) {
+		for _, words := range [][]string{
+			{"help"}, {"version"}, {"config", "show"}, {"counter", "dump"}, {"perf", "dump"},
+			{"rbd", "mirror", "status"}, {"rbd", "mirror", "status", p.name, "a"}, {"rbd", "mirror", "status", one}, {"rbd", "mirror", "status", two},
+		} {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			out, err := e.b.Ceph(ctx, append([]string{"--admin-daemon", d.sock}, words...)...)
+			cancel()
+			if err != nil || strings.HasPrefix(out, "ERROR") {
+				t.Errorf("%v: %.200s, %v", words, out, err)
+			}
+		}
+		// A daemon that does not have the image says so by its exit code.
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if out, err := e.b.Ceph(ctx, "--admin-daemon", d.sock, "rbd", "mirror", "status", p.name+"/none"); err == nil {
+			t.Errorf("an image that is not there: %s", out)
+		}
+	})
+	t.Run("counters", func(t *testing.T) {
+		out, err := d.call("counter dump")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var dump struct {
+			All []struct {
+				Counters struct {
+					Snapshots int64 `json:"snapshots"`
+					Bytes     int64 `json:"sync_bytes"`
+				} `json:"counters"`
+			} `json:"rbd_mirror_snapshot"`
+			Images []struct {
+				Labels   map[string]string `json:"labels"`
+				Counters map[string]any    `json:"counters"`
+			} `json:"rbd_mirror_snapshot_image"`
+		}
+		mustJSON(t, string(out), &dump)
+		if len(dump.All) == 0 || dump.All[0].Counters.Snapshots < 5 || dump.All[0].Counters.Bytes < mib {
+			t.Errorf("all: %+v", dump.All)
+		}
+		i := slices.IndexFunc(dump.Images, func(im struct {
+			Labels   map[string]string `json:"labels"`
+			Counters map[string]any    `json:"counters"`
+		}) bool {
+			return im.Labels["pool"] == p.name && im.Labels["namespace"] == "" && im.Labels["image"] == "image"
+		})
+		if i < 0 {
+			t.Fatalf("the image is not in %s", out)
+		}
+		for _, name := range []string{"snapshots", "sync_time", "sync_bytes", "remote_timestamp", "local_timestamp", "last_sync_time", "last_sync_bytes"} {
+			if _, ok := dump.Images[i].Counters[name]; !ok {
+				t.Errorf("counter %s is missing", name)
+			}
+		}
+	})
+}
+
+// TestRBDDaemonLife starts the daemon in the background, as packages do.
+func TestRBDDaemonLife(t *testing.T) {
+	e := need(t)
+	if tested() == stock {
+		t.Skip("of our daemon")
+	}
+	p := e.newPool(t, poolOptions{})
+	d := e.startRBD(t, ours, e.b, "--rbd_mirror_leader_heartbeat_interval", "1", "--debug-rbd-mirror=5/5")
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	p.wait(t, m, snap)
+	p.waitSame(t, m)
+	begun := time.Now()
+	d.stop(t)
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("the daemon took %v to stop", took)
+	}
+	// Nothing is left of it: no lock, no instance, no watch.
+	names, err := objectsOf(p.b, func(name string) bool { return strings.HasPrefix(name, "rbd_mirror_instance.") })
+	if err != nil || len(names) > 0 {
+		t.Errorf("objects of instances are left: %v, %v", names, err)
+	}
+	for _, object := range []string{"rbd_mirror_leader", "rbd_mirroring"} {
+		if out := p.rados(t, "listwatchers", object); out != "" {
+			t.Errorf("watchers of %s are left: %s", object, out)
+		}
+	}
+	if out := p.rados(t, "lock", "info", "rbd_mirror_leader", "rbd_lock"); strings.Contains(out, "client.") {
+		t.Errorf("the leader's lock is left: %s", out)
+	}
+}
+
+// rados runs the rados tool on b's pool.
+func (p *rbdPool) rados(t *testing.T, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := p.e.b.Command(ctx, append([]string{"rados", "--cluster", "b", "-p", p.name}, args...)...)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("rados %v: %v, %s", args, err, stderr(err))
+	}
+	return strings.TrimSpace(string(out))
+}
