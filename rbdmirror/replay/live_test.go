@@ -376,3 +376,91 @@ func TestLiveFirst(t *testing.T) {
 		t.Log(string(b))
 	}
 }
+
+// demoted demotes m and waits until the other side has that.
+func (pl *player) demoted(m rbdimage.Maker) rbdimage.Maker {
+	pl.p.t.Helper()
+	c := pl.wait(m, m.Demote())
+	pl.waitState(replay.StateUnknown, "remote image demoted")
+	return c
+}
+
+func change(m rbdimage.Maker, seed uint64) {
+	m.Fill(seed, 5*mib+1000, 4*mib)
+	m.Snap(fmt.Sprintf("snap%d", seed))
+	m.Fill(seed+1, 16*mib, mib)
+	m.Discard(0, mib)
+	m.Zero(20*mib, 4*mib)
+}
+
+// A fail-over there and back again, with the stock tool.
+func TestLiveFailOver(t *testing.T) {
+	p := newPair(t)
+	m, snap := p.image("img", rbdimage.Options{})
+	m.Fill(1, 0, 20*mib)
+	on := map[*site]*player{p.a: p.play(p.a, m.GlobalID()), p.b: p.play(p.b, m.GlobalID())}
+	on[p.b].wait(m, snap)
+	on[p.a].waitState(replay.StateStopped, "local image is primary")
+	from, to := p.a, p.b
+	for round := range uint64(3) {
+		change(m, 10*round)
+		other := on[to].demoted(m)
+		p.same(m)
+		to.Run("rbd", "mirror", "image", "promote", p.pool+"/img")
+		if out := to.Run("rbd", "object-map", "check", p.pool+"/img"); strings.Contains(out, "error") {
+			t.Error(out)
+		}
+		on[to].waitState(replay.StateStopped, "local image is primary")
+		from, to, m = to, from, other
+		change(m, 10*round+5)
+		on[to].wait(m, m.MirrorSnap())
+		on[to].waitState(replay.StateReplaying, `"replay_state":"idle"`)
+		p.same(m)
+		t.Log(p.snapshots(p.a, "img"))
+		t.Log(p.snapshots(p.b, "img"))
+	}
+	for _, s := range []*site{p.a, p.b} {
+		n := 0
+		for _, snap := range m.In(s.admin.Pool(p.pool)).Snaps() {
+			if snap.Kind == rbdimage.Mirror {
+				n++
+			}
+		}
+		if n > 3 {
+			t.Errorf("%d mirror snapshots on %s", n, s.name)
+		}
+	}
+}
+
+func TestLiveSplitBrain(t *testing.T) {
+	p := newPair(t)
+	m, snap := p.image("img", rbdimage.Options{})
+	m.Fill(1, 0, 20*mib)
+	m.Snap("common")
+	pl := p.play(p.b, m.GlobalID())
+	pl.wait(m, snap)
+	c := pl.wait(m, m.MirrorSnap())
+	pl.waitState(replay.StateReplaying, "idle")
+	began := time.Now()
+	p.b.Run("rbd", "mirror", "image", "promote", "--force", p.pool+"/img")
+	t.Logf("promoted within %v", time.Since(began))
+	pl.waitState(replay.StateStopped, "")
+	c.Fill(2, 10*mib, mib)
+	c.Snap("only here")
+	m.Fill(3, 12*mib, mib)
+	m.MirrorSnap()
+	c.Demote()
+	pl.waitState(replay.StateError, "split-brain")
+	id := c.ID()
+	c.Resync()
+	pl.wait(m, m.MirrorSnap())
+	pl.waitState(replay.StateReplaying, "idle")
+	p.same(m)
+	if c.ID() != id {
+		t.Error("the image was made anew")
+	}
+	t.Log(p.snapshots(p.b, "img"))
+	m.Fill(4, 0, mib)
+	pl.wait(m, m.MirrorSnap())
+	p.same(m)
+}

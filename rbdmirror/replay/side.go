@@ -129,7 +129,7 @@ func (s *side) look(globalID string) (*seen, error) {
 		return nil, err
 	}
 	out.image.Header = &plan.Header{
-		Features: out.head.Features, Order: out.head.Order, Snapshots: out.head.Snapshots,
+		Features: out.head.Features, Order: out.head.Order, StripeUnit: out.head.StripeUnit, StripeCount: out.head.StripeCount, Snapshots: out.head.Snapshots,
 		Resync: resyncRequested(out.head.Metadata[resyncKey(s.MirrorUUID)]),
 	}
 	return out, nil

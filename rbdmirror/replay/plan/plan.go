@@ -23,9 +23,11 @@ type Image struct {
 
 // Header is the part of an image's header that matters here.
 type Header struct {
-	Features  uint64
-	Order     uint8
-	Snapshots []cls.Snapshot // in order of their ids
+	Features uint64
+	Order    uint8
+	// StripeUnit and StripeCount say how data lies in objects.
+	StripeUnit, StripeCount uint64
+	Snapshots               []cls.Snapshot // in order of their ids
 	// Resync: the user asked that the local copy be made anew.
 	Resync bool
 }
@@ -356,26 +358,28 @@ func (in *Input) both() Step {
 	if remote == nil || !remote.Namespace.Mirror.Primary() {
 		return Step{Kind: RemoteNotPrimary, Why: "the remote image is not primary", Synced: synced(h, in.RemoteUUID)}
 	}
-	if h.Order != in.Remote.Header.Order {
-		return Step{Kind: Broken, Why: fmt.Sprintf("the objects of the local image have %d bytes, those of the remote one %d",
-			uint64(1)<<h.Order, uint64(1)<<in.Remote.Header.Order)}
+	alike := h.Order == in.Remote.Header.Order && h.StripeUnit == in.Remote.Header.StripeUnit && h.StripeCount == in.Remote.Header.StripeCount
+	if !alike && !h.Resync {
+		return Step{Kind: Broken, Why: fmt.Sprintf("the data of the local image is laid out otherwise (order %d, stripes %d of %d bytes) than that of the remote one (order %d, stripes %d of %d bytes)",
+			h.Order, h.StripeCount, h.StripeUnit, in.Remote.Header.Order, in.Remote.Header.StripeCount, in.Remote.Header.StripeUnit)}
 	}
 	if h.Resync {
 		if remote.Namespace.Mirror.State != cls.MirrorPrimary || !remote.Namespace.Mirror.Complete {
 			return Step{Kind: Wait, Why: "a resync was asked for, but the remote image is not primary", Synced: synced(h, in.RemoteUUID)}
+		}
+		if !alike || in.Recreate {
+			return Step{Kind: Delete, Resync: true, Why: "a resync was asked for"}
 		}
 		return in.resync()
 	}
 	return in.replay()
 }
 
-// resync decides on an image whose copy is to be made anew.
+// resync decides on an image whose copy is to be made anew. Nothing of the copy
+// is relied on but the user snapshots of before the last common snapshot. Often
+// there is no such snapshot, as a forced promotion removes it.
 func (in *Input) resync() Step {
-	h := in.Local.Header
-	base, incomplete := lastCommon(in, h)
-	if base == nil || in.Recreate {
-		return Step{Kind: Delete, Resync: true, Why: "a resync was asked for"}
-	}
+	base, incomplete := lastCommon(in, in.Local.Header)
 	step := in.newestEnd()
 	if step.Kind != Copy {
 		return step
