@@ -377,22 +377,32 @@ func (e *Engine) Stop(ctx context.Context) error {
 	if e.main == nil {
 		return nil
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		<-e.done
-		e.left.Wait()
-		e.main.users.Wait()
-	}()
 	select {
-	case <-ended:
+	case <-e.done:
 	case <-ctx.Done():
 		return fmt.Errorf("stopping: %w", ctx.Err())
 	}
+	// Connections to a cluster that does not answer end with the process.
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		e.left.Wait()
+		e.main.users.Wait()
+		e.main.conn.Shutdown()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(leftBehind):
+		e.log.Warn().Msg("calls to a cluster have not come back, leaving them behind")
+	case <-ctx.Done():
+	}
 	e.feed.Close()
-	e.main.conn.Shutdown()
 	return nil
 }
+
+// leftBehind is how long calls that nobody needs any more are waited for at the
+// end.
+const leftBehind = 2 * time.Second
 
 // added and removed are the events of commands.
 func added(specs []plugins.CommandSpec) []plugins.Event {

@@ -84,12 +84,10 @@ func (img *image) poke() {
 func (img *image) run() {
 	img.setScope(img.gid)
 	defer img.setScope("")
-	var drains sync.WaitGroup
-	defer drains.Wait()
 	var again <-chan time.Time
 	for {
 		if img.wanted() && again == nil {
-			wait := img.replay(&drains)
+			wait := img.replay()
 			if wait > 0 {
 				again = time.After(wait)
 			}
@@ -123,7 +121,7 @@ func (img *image) takeRestart() bool {
 }
 
 // replay runs one replayer. It returns how long to wait before the next.
-func (img *image) replay(drains *sync.WaitGroup) time.Duration {
+func (img *image) replay() time.Duration {
 	s := img.sp.s
 	ctx, cancel := context.WithCancel(img.ctx)
 	defer cancel()
@@ -151,7 +149,7 @@ func (img *image) replay(drains *sync.WaitGroup) time.Duration {
 		r.RemoteRemoved()
 	}
 	outcome, err := r.Run(ctx)
-	drains.Go(r.Drain)
+	s.remoteCalls.Go(r.Drain)
 
 	img.mu.Lock()
 	img.totals = img.totals.plus(img.status)

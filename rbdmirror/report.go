@@ -77,14 +77,18 @@ func (w *statusWriter) set(gid string, s cls.SiteStatus) {
 	w.poke()
 }
 
-// forget leaves an image's status to somebody else. Nothing is written for it
-// afterwards.
+// forget leaves an image's status to somebody else.
 func (w *statusWriter) forget(gid string) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	delete(w.all, gid)
 	delete(w.pending, gid)
-	w.mu.Unlock()
-	w.writing.Lock() // what is being written is waited for
+}
+
+// settle waits for what is being written. Afterwards nothing is written any more
+// for images that were forgotten before.
+func (w *statusWriter) settle() {
+	w.writing.Lock()
 	defer w.writing.Unlock()
 }
 

@@ -43,6 +43,10 @@ type session struct {
 
 	changing sync.Mutex // held while spaces come and go
 
+	// remoteCalls are those that may wait for the peer's cluster. Nobody waits
+	// for them, but the connections must outlive them.
+	remoteCalls sync.WaitGroup
+
 	mu     sync.Mutex
 	closed bool
 	spaces map[string]*space // by local namespace
@@ -223,7 +227,8 @@ func (s *session) run() error {
 	memberCtx, leave := context.WithCancel(context.WithoutCancel(ctx))
 	memberLeft := make(chan error, 1)
 	go func() { memberLeft <- s.member.Run(memberCtx) }()
-	wg.Go(func() { s.poll(ctx) })
+	s.remoteCalls.Go(func() { s.poll(ctx) })
+	wg.Go(func() { s.check(ctx) })
 	wg.Go(func() {
 		if s.eng.lease.AwaitExpiry(ctx, leaseGrace) == nil {
 			s.fail(errLeaseLost)
@@ -245,13 +250,14 @@ func (s *session) run() error {
 	s.eng.feed.Publish(removed(commands)...)
 	ended := make(chan struct{})
 	s.eng.left.Go(func() {
-		defer close(ended)
 		s.closeSpaces()
 		leave()
 		if !memberEnded {
 			memberErr = <-memberLeft
 		}
 		wg.Wait()
+		close(ended)
+		s.remoteCalls.Wait()
 		if errors.Is(memberErr, election.ErrStuck) {
 			s.log.Warn().Msg("calls to the local cluster do not come back, leaving a connection behind")
 			return
@@ -261,7 +267,7 @@ func (s *session) run() error {
 	select {
 	case <-ended:
 	case <-time.After(closeLimit):
-		s.log.Warn().Msg("the connections do not end, leaving them behind")
+		s.log.Warn().Msg("the work does not end, leaving it behind")
 	}
 	return cause
 }
@@ -298,15 +304,14 @@ const (
 	// checkInterval is how often we look whether it answers at all.
 	checkInterval = 5 * time.Second
 	// silentAfter is how long it may be silent before that is said.
-	silentAfter = 15 * time.Second
+	silentAfter = 20 * time.Second
 )
 
-// poll tells the peer of us and heeds what changes on its side.
-func (s *session) poll(ctx context.Context) {
-	failing := ""
+// check looks after the session without asking the peer.
+func (s *session) check(ctx context.Context) {
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
-	for last := time.Now(); ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return
@@ -314,11 +319,23 @@ func (s *session) poll(ctx context.Context) {
 		}
 		s.member.SetOptions(s.electionOptions())
 		s.checkSilence()
-		if time.Since(last) < pollInterval && failing == "" {
-			continue
+	}
+}
+
+// poll tells the peer of us and heeds what changes on its side.
+func (s *session) poll(ctx context.Context) {
+	failing := ""
+	for {
+		wait := pollInterval
+		if failing != "" {
+			wait = checkInterval
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
 		}
 		err := s.pollOnce()
-		last = time.Now()
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -363,18 +380,18 @@ func (s *session) pollOnce() error {
 	return nil
 }
 
-// checkSilence shows when the peer does not answer. The watches tell, without
-// asking.
+// checkSilence shows when the peer does not answer.
 func (s *session) checkSilence() {
 	s.mu.Lock()
 	since := time.Since(s.polled)
+	// The watches tell, without asking.
 	for _, sp := range s.spaces {
 		if age, err := sp.remoteList.age(); err == nil {
 			since = min(since, age)
 		}
 	}
 	var err error
-	if since > pollInterval+silentAfter {
+	if since > silentAfter {
 		err = fmt.Errorf("the peer has not answered for %v: %w", since.Round(time.Second), syscall.ETIMEDOUT)
 	}
 	s.silent = err

@@ -26,7 +26,7 @@ type space struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	wg     sync.WaitGroup // of what asks the local cluster only
 
 	localList, remoteList     imageList
 	localStatus, remoteStatus *statusWriter
@@ -77,14 +77,16 @@ func newSpace(s *session, spec spaceSpec) (*space, error) {
 
 func (sp *space) start() {
 	sp.s.eng.feed.Publish(plugins.Event{Kind: plugins.EventDomainUp, Domain: sp.domain})
-	for _, do := range []func(context.Context){
-		sp.localList.run, sp.remoteList.run, sp.localStatus.run, sp.remoteStatus.run, sp.run,
-	} {
+	for _, do := range []func(context.Context){sp.localList.run, sp.localStatus.run, sp.run} {
 		sp.wg.Go(func() { do(sp.ctx) })
+	}
+	for _, do := range []func(context.Context){sp.remoteList.run, sp.remoteStatus.run} {
+		sp.s.remoteCalls.Go(func() { do(sp.ctx) })
 	}
 }
 
-// close ends all work in the namespace, and waits for it.
+// close ends all work in the namespace, and waits for it. Calls to the peer's
+// cluster are left to the end of the session.
 func (sp *space) close() {
 	sp.mu.Lock()
 	sp.closed = true
@@ -105,13 +107,23 @@ func (sp *space) close() {
 		})
 	}
 	wg.Wait()
-	wg.Go(sp.localStatus.flush)
-	wg.Go(sp.remoteStatus.flush)
-	wg.Wait()
+	told := make(chan struct{})
+	sp.s.remoteCalls.Go(func() {
+		defer close(told)
+		sp.remoteStatus.flush()
+	})
+	sp.localStatus.flush()
+	select {
+	case <-told:
+	case <-time.After(lastWords):
+	}
 	sp.cancel()
 	sp.wg.Wait()
 	sp.s.eng.statusChanged()
 }
+
+// lastWords is how long the peer is given to take our last status.
+const lastWords = time.Second
 
 // poke makes run look at what has changed.
 func (sp *space) poke() {
@@ -338,6 +350,7 @@ func (sp *space) release(ctx context.Context, gid string) error {
 	sp.mu.Unlock()
 	sp.localStatus.forget(gid)
 	sp.remoteStatus.forget(gid)
+	sp.localStatus.settle()
 	sp.s.eng.statusChanged()
 	return nil
 }
