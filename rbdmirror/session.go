@@ -16,6 +16,7 @@ import (
 
 	"cephmirror/internal/ceph"
 	"cephmirror/internal/ceph/client"
+	"cephmirror/rbdmirror/deletion"
 	"cephmirror/rbdmirror/election"
 	"cephmirror/rbdmirror/store"
 )
@@ -35,6 +36,7 @@ type session struct {
 	remoteUUID          string
 	localSite           string
 	member              *election.Member
+	deletions           *deletion.Throttle
 	localCtl, remoteCtl *store.Mirroring // in the default namespace
 	ioctxs              []*rados.IOContext
 
@@ -188,6 +190,7 @@ func (s *session) open() error {
 		return fmt.Errorf("the peer is this very pool: %w", syscall.EINVAL)
 	}
 	s.polled = time.Now()
+	s.deletions = deletion.NewThrottle(s.eng.concurrentDeletions())
 	s.member, err = election.New(election.Config{
 		Conn: s.local, Pool: s.pool.name,
 		Log: s.log, Lease: s.eng.lease, Options: s.electionOptions(),
@@ -318,6 +321,7 @@ func (s *session) check(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.member.SetOptions(s.electionOptions())
+		s.deletions.SetMax(s.eng.concurrentDeletions())
 		s.checkSilence()
 	}
 }
