@@ -91,9 +91,8 @@ func (a *Applier) Do(ctx context.Context, w plan.Work) error {
 		next.Compared = false
 		a.rec, a.dirty = next, true
 	case *plan.Operation:
-		if err := a.Checkpoint(ctx); err != nil {
-			return err
-		}
+		// Writes since the last record may be repeated: nothing of the operation
+		// is to be seen before its end, or it is absolute as they are.
 		next.Compared = false
 		if err := a.copy.Operate(ctx, w.Op, a.exact, next); err != nil {
 			return err
