@@ -135,12 +135,21 @@ const (
 	// for that says more often.
 	beat = 2 * time.Second
 	// watchTimeout is how long the cluster keeps the watches of an instance
-	// that it does not hear of. librados speaks up every five seconds.
-	watchTimeout = 10 * time.Second
+	// that it does not hear of: its own default, half a minute. Shorter ones
+	// would be lost whenever the cluster itself stands still for as long.
+	watchTimeout = 0
+	// watchFresh is how lately a watch must have been confirmed for the lock
+	// to be taken under it.
+	watchFresh = 15 * time.Second
+	// watchSettled is for how long others may take to renew watches that were
+	// lost when one's own was.
+	watchSettled = 5 * time.Second
 	// tick is how often time passes for the machine.
 	tick = 250 * time.Millisecond
-	// leaveLimit bounds how long calls are waited for when Run ends.
+	// leaveLimit bounds how long leaving in order may take, and closeLimit how
+	// long calls are waited for after that.
 	leaveLimit = 5 * time.Second
+	closeLimit = 2 * time.Second
 )
 
 func (o Options) withDefaults() Options {
@@ -199,7 +208,8 @@ type Member struct {
 	granted  map[slots.Key]int // times that a slot is being used
 	syncs    map[slots.Key]*syncing
 
-	watch *ceph.Watch // on the leader object
+	watch   *ceph.Watch // on the leader object
+	watched time.Time   // since when
 	// lockMu is held while the leader's lock is changed.
 	lockMu sync.Mutex
 	cookie string // of the lock, "" when it is not held; under lockMu and mu

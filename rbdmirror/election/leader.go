@@ -184,7 +184,9 @@ func (m *Member) carryOut(a machine.Action) machine.Event {
 	case machine.Try:
 		got, err := call(m.work, &m.calls, func() (machine.Tried, error) { return m.try(a), nil })
 		got.Err = errors.Join(got.Err, err)
-		if got.Err != nil && !m.failed(got.Err) && m.work.Err() == nil {
+		if ceph.Is(got.Err, syscall.EAGAIN) {
+			m.log.Debug().Err(got.Err).Msg("trying to become the leader")
+		} else if got.Err != nil && !m.failed(got.Err) && m.work.Err() == nil {
 			m.log.Warn().Err(got.Err).Msg("trying to become the leader")
 			m.note(got.Err)
 		}
@@ -317,7 +319,7 @@ func (m *Member) try(a machine.Try) machine.Tried {
 		return fail(fmt.Errorf("not ready to lead: %w", syscall.EAGAIN))
 	}
 	// A lock under a watch that has timed out would be broken at once.
-	if age, err := watch.Check(); err != nil || age >= watchTimeout {
+	if age, err := watch.Check(); err != nil || age >= watchFresh {
 		return fail(fmt.Errorf("the watch on %s is not confirmed: %w", message.LeaderObject, errors.Join(err, syscall.EAGAIN)))
 	}
 	cookie := cls.AutoCookie(watch.Cookie())
@@ -340,6 +342,14 @@ func (m *Member) try(a machine.Try) machine.Tried {
 				alive, err := lock.Alive(*holder)
 				if err != nil {
 					return fail(err)
+				}
+				// When all watches were lost at once nobody is to be blamed.
+				m.mu.Lock()
+				settled := m.watch == watch && now().Sub(m.watched) >= watchSettled
+				m.mu.Unlock()
+				if _, err := watch.Check(); !alive && (err != nil || !settled) {
+					return fail(fmt.Errorf("the leader %s does not watch, nor did this instance until lately: %w",
+						entity(holder), syscall.EAGAIN))
 				}
 				if alive {
 					ours, err := m.root.markers()
@@ -548,7 +558,7 @@ func (m *Member) watchLeader() {
 			continue
 		}
 		m.mu.Lock()
-		m.watch = watch
+		m.watch, m.watched = watch, now()
 		m.mu.Unlock()
 		if old != nil {
 			m.recookie(watch)

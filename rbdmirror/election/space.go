@@ -321,7 +321,7 @@ func (sp *space) leave(ctx context.Context) error {
 // close ends what is left of a space. It reports whether nothing of it is in
 // use any more.
 func (sp *space) close() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 	defer cancel()
 	sp.mu.Lock()
 	watch := sp.watch
@@ -330,7 +330,7 @@ func (sp *space) close() bool {
 	if watch != nil {
 		closeWatch(&sp.m.calls, watch)
 	}
-	if sp.notifier.Drain(ctx) != nil || !sp.m.calls.wait(leaveLimit) {
+	if sp.notifier.Drain(ctx) != nil || !sp.m.calls.wait(closeLimit) {
 		return false
 	}
 	sp.ioctx.Destroy()
@@ -352,7 +352,7 @@ func (m *Member) close() bool {
 	if watch != nil {
 		closeWatch(&m.calls, watch)
 	}
-	ok := m.users.wait(leaveLimit) && m.calls.wait(leaveLimit)
+	ok := m.users.wait(closeLimit) && m.calls.wait(closeLimit)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, sp := range open {

@@ -27,7 +27,8 @@ import (
 type Params struct {
 	ID string // of this instance
 
-	// Beat is how often a leader of ours sends heartbeats.
+	// Beat is how often a leader of ours sends heartbeats: at most every two
+	// seconds.
 	Beat time.Duration
 	// Interval, MaxMissed and MaxAttempts are the stock daemon's: how often its
 	// leader sends heartbeats, how many may be missed before another instance
@@ -45,19 +46,20 @@ func (p Params) StockDead() time.Duration {
 	return p.Interval * time.Duration(1+p.MaxMissed+p.MaxAttempts)
 }
 
-// Valid is how long a leader believes in itself after it has sent a heartbeat
-// that came back.
-func (p Params) Valid() time.Duration { return 3 * p.Beat }
-
-// Quiet is after how long without a heartbeat a leader of ours is asked whether
-// it lives.
-func (p Params) Quiet() time.Duration { return 2 * p.Beat }
-
-// OursDead is the least time without an answer after which one of ours may be
-// shut out.
-func (p Params) OursDead() time.Duration { return 5 * p.Beat / 2 }
-
 const (
+	// valid is how long a leader believes in itself after it has sent a
+	// heartbeat that came back.
+	valid = 6 * time.Second
+	// quiet is after how long without a heartbeat a leader of ours is asked
+	// whether it lives. No answer in the time that the question takes ends its
+	// leadership, so that both together must be more than valid.
+	quiet = 4 * time.Second
+	// mute is after how long without a heartbeat a leader of ours that answers
+	// all questions counts as dead nevertheless.
+	mute = 30 * time.Second
+	// oursDead is the least time without an answer after which one of ours may
+	// be shut out.
+	oursDead = 5 * time.Second
 	// oursMissed and stockMissed are how many heartbeats in a row an instance
 	// must have left unanswered before it is shut out.
 	oursMissed  = 2
@@ -276,7 +278,7 @@ func (m *Machine) SetParams(p Params) { m.p = p }
 
 // Leading reports whether this instance holds the lock and may act on it.
 func (m *Machine) Leading(now time.Time) bool {
-	return m.leading && m.loaded && !m.unlocking && now.Sub(m.confirmed) < m.p.Valid()
+	return m.leading && m.loaded && !m.unlocking && now.Sub(m.confirmed) < valid
 }
 
 // Holds reports whether this instance holds the lock, as far as it knows.
@@ -373,7 +375,7 @@ func (m *Machine) run(now time.Time) {
 	}
 	if !m.trying && !now.Before(m.tryAt) {
 		t := Try{}
-		if m.attempts >= m.p.MaxAttempts && m.holder.ID != "" {
+		if m.attempts >= m.p.MaxAttempts && m.holder.ID != "" && (!m.holder.Ours || now.Sub(m.heard) >= mute) {
 			h := m.holder
 			t.Break = &h
 		}
@@ -381,7 +383,7 @@ func (m *Machine) run(now time.Time) {
 		return
 	}
 	// Do not wait for a leader of ours as long as for a stock one.
-	if m.holder.Ours && !m.trying && !m.probing && now.Sub(m.heard) >= m.p.Quiet() && now.Sub(m.answered) >= m.p.Quiet() {
+	if m.holder.Ours && !m.trying && !m.probing && now.Sub(m.heard) >= quiet && now.Sub(m.answered) >= quiet {
 		m.probing = true
 		m.do(Probe{Leader: m.holder.ID})
 	}
@@ -444,7 +446,7 @@ func (m *Machine) probed(ev Probed, now time.Time) {
 	switch {
 	case ev.Err != nil || ev.Alive:
 		m.answered = now
-	case now.Sub(m.heard) < m.p.Quiet():
+	case now.Sub(m.heard) < quiet:
 		// It has spoken since.
 	case !m.trying:
 		h := m.holder
@@ -583,7 +585,7 @@ func (m *Machine) beaten(ev Beaten, now time.Time) {
 		m.check(now)
 		return
 	}
-	if now.Sub(m.confirmed) >= m.p.Valid() {
+	if now.Sub(m.confirmed) >= valid {
 		// Too late to go on without a look: others may have taken over.
 		m.check(now)
 	} else if ev.Sent.After(m.confirmed) {
@@ -624,7 +626,7 @@ func (m *Machine) suspect(mb *member, now time.Time) {
 func (m *Machine) overdue(mb *member, now time.Time) bool {
 	silent := now.Sub(mb.heard)
 	if mb.reg.Ours {
-		return mb.missed >= oursMissed && silent >= m.p.OursDead()
+		return mb.missed >= oursMissed && silent >= oursDead
 	}
 	return mb.missed >= stockMissed && silent >= m.p.StockDead()
 }
@@ -693,6 +695,9 @@ func (m *Machine) membersRead(ev MembersRead, now time.Time) {
 			// have died; they count until that is found out.
 			mb = &member{id: id, since: now, heard: now, joined: !m.loaded || id == m.p.ID}
 			m.members[id] = mb
+			if !mb.joined {
+				m.beatAt = now // it joins when it answers
+			}
 		}
 		mb.reg = reg
 		m.announceMember(mb)
@@ -730,7 +735,7 @@ func (m *Machine) checked(ev Checked, now time.Time) {
 		m.lost(now)
 		m.tryAt = now
 	default:
-		if now.Sub(m.confirmed) >= m.p.Valid() {
+		if now.Sub(m.confirmed) >= valid {
 			// What was not heard meanwhile is nobody's fault.
 			for _, mb := range m.members {
 				mb.heard, mb.missed = now, 0

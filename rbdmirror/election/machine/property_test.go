@@ -21,7 +21,7 @@ import (
 
 const (
 	step         = 250 * time.Millisecond
-	oursWatch    = 10 * time.Second
+	oursWatch    = 30 * time.Second
 	stockWatch   = 30 * time.Second
 	beatTimeout  = 2 * time.Second
 	probeTimeout = 3 * time.Second
