@@ -94,6 +94,7 @@ func (r *Replayer) create(ctx context.Context, v *view) error {
 	if err != nil {
 		return err
 	}
+	e.want = state
 	if err := e.makeSnapshots(ctx, v, state); err != nil {
 		return err
 	}

@@ -104,17 +104,14 @@ func (e *editor) oldClones(id uint64) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("opening pool %s: %w", pool, err)
 		}
-		replies, err := store.Read(ioctx, childrenObject, cls.GetChildren(spec))
+		list, err := store.OldChildren(ioctx, spec)
 		ioctx.Destroy()
+		// Pools that are not RBD's, or that are none of this client's business.
 		if ceph.Is(err, syscall.ENOENT, syscall.EOPNOTSUPP, syscall.EPERM, syscall.EACCES) {
 			continue
 		}
 		if err != nil {
 			return false, err
-		}
-		list, err := cls.DecodeStrings(replies[0])
-		if err != nil {
-			return false, fmt.Errorf("%s: %w", childrenObject, err)
 		}
 		if len(list) > 0 {
 			return true, nil
@@ -122,9 +119,6 @@ func (e *editor) oldClones(id uint64) (bool, error) {
 	}
 	return false, nil
 }
-
-// childrenObject lists clones of the old kind.
-const childrenObject = "rbd_children"
 
 // apply gives the local image what else the remote one had at the snapshot:
 // names, features, metadata, protection, and no snapshots that it had not.
@@ -346,11 +340,15 @@ func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
 	case want == nil && have == nil:
 		return nil
 	case want == nil:
-		if err := e.h.DetachParent(); err != nil && !ceph.Is(err, syscall.ENOENT) {
-			return err
+		if e.head.Has(cls.FeatureDeepFlatten) {
+			if e.want.Features&cls.FeatureDeepFlatten != 0 {
+				return nil // all snapshots lose it at once, in the end
+			}
+			if err := e.h.SetFeatures(0, cls.FeatureDeepFlatten); err != nil {
+				return err
+			}
 		}
-		e.head.ParentOverlap = nil
-		return nil
+		return e.detachParent()
 	case have != nil && *have == *want:
 		return nil
 	case *want == 0:
@@ -374,6 +372,26 @@ func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
 	overlap := *want
 	e.head.ParentOverlap = &overlap
 	return nil
+}
+
+// detachParent cuts the head from its parent, and with deep flattening the
+// snapshots, too.
+func (e *editor) detachParent() error {
+	last := true
+	for _, s := range e.head.Snapshots {
+		if s.ParentOverlap != nil && !e.head.Has(cls.FeatureDeepFlatten) {
+			last = false
+		}
+	}
+	if last {
+		if err := e.r.detachChild(e.head, e.h); err != nil {
+			return err
+		}
+	}
+	if err := e.h.DetachParent(); err != nil && !ceph.Is(err, syscall.ENOENT) {
+		return err
+	}
+	return e.reload()
 }
 
 // releaseParent tells the parent that it is no longer needed, when the snapshot

@@ -464,3 +464,64 @@ func TestLiveSplitBrain(t *testing.T) {
 	pl.wait(m, m.MirrorSnap())
 	p.same(m)
 }
+
+// Clones of both kinds hang on the copy of their parent, also across changes.
+func TestLiveClones(t *testing.T) {
+	p := newPair(t)
+	const object = 4 * mib
+	parent := rbdimage.Create(t, p.a.admin.Pool(p.pool), "parent", rbdimage.Options{Size: 8 * object})
+	parent.Fill(1, 0, 7*object)
+	parent.Snap("base")
+	parent.Protect("base")
+	snap := parent.Mirror()
+	var clones []rbdimage.Maker
+	var players []*player
+	for _, version := range []uint64{1, 2} {
+		m := parent.Clone("base", p.a.admin.Pool(p.pool), fmt.Sprintf("clone%d", version), rbdimage.Options{CloneVersion: version})
+		m.Fill(2, object, 5000)
+		m.Snap("a")
+		m.Discard(object, 2*object)
+		m.Mirror()
+		clones = append(clones, m)
+		players = append(players, p.play(p.b, m.GlobalID()))
+	}
+	// Without its parent a clone waits and says for what.
+	for _, pl := range players {
+		pl.waitState(replay.StateError, "parent image does not exist: the parent "+p.pool+"/parent has no copy here yet")
+	}
+	pl := p.play(p.b, parent.GlobalID())
+	pl.wait(parent, snap)
+	for i, m := range clones {
+		m.Snap("b")
+		m.Fill(3, 3*object+1000, 5000) // copies the parent up, below both snapshots
+		players[i].wait(m, m.MirrorSnap())
+		p.same(m)
+		t.Log(p.b.Run("rbd", "info", p.pool+"/"+m.Name()))
+		t.Log(p.b.Run("rbd", "children", "--all", p.pool+"/parent@base"))
+		m.Resize(3*object + 1000)
+		players[i].wait(m, m.MirrorSnap())
+		p.same(m)
+		m.Resize(8 * object)
+		m.Flatten()
+		players[i].wait(m, m.MirrorSnap())
+		p.same(m)
+		m.RemoveSnap("a")
+		m.RemoveSnap("b")
+		m.Fill(5, 0, 1000)
+		players[i].wait(m, m.MirrorSnap())
+		players[i].waitState(replay.StateReplaying, "idle")
+		p.same(m)
+		eventually(t, 10*time.Second, "the clone to be detached", func() error {
+			if out := p.b.Run("rbd", "children", "--all", p.pool+"/parent@base"); strings.Contains(out, m.Name()) {
+				return fmt.Errorf("%s\n%s", out, p.b.Run("rbd", "info", p.pool+"/"+m.Name()))
+			}
+			return nil
+		})
+	}
+	parent.Unprotect("base")
+	parent.RemoveSnap("base")
+	pl.wait(parent, parent.MirrorSnap())
+	p.same(parent)
+	t.Log(p.b.Run("rbd", "info", p.pool+"/parent"))
+	t.Log(p.snapshots(p.b, "parent"))
+}

@@ -175,7 +175,7 @@ func filled(img *store.Image, snap uint64) bool {
 // image itself says so.
 func (r *Replayer) attachChild(p parent, id string, h *store.Header) error {
 	if p.old {
-		return store.Write(r.local.ioctx, childrenObject, cls.AddChild(p.spec, id))
+		return store.AddOldChild(r.local.ioctx, p.spec, id)
 	}
 	ioctx, err := r.poolContext(p.spec.PoolID, p.spec.Namespace)
 	if err != nil {
@@ -198,11 +198,7 @@ func (r *Replayer) attachChild(p parent, id string, h *store.Header) error {
 func (r *Replayer) detachChild(head *store.Image, h *store.Header) error {
 	spec := head.Parent
 	if head.OpFeatures&cls.OpFeatureCloneChild == 0 {
-		err := store.Write(r.local.ioctx, childrenObject, cls.RemoveChild(spec, head.ID))
-		if ceph.Is(err, syscall.ENOENT) {
-			return nil
-		}
-		return err
+		return store.RemoveOldChild(r.local.ioctx, spec, head.ID)
 	}
 	ioctx, err := r.poolContext(spec.PoolID, spec.Namespace)
 	if ceph.Is(err, syscall.ENOENT) {

@@ -304,7 +304,7 @@ func (r *Replayer) passOnce(ctx context.Context) (Outcome, *view, error) {
 // happened before it was there has to be looked for.
 func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error) {
 	kind := v.step.Kind
-	if w := r.watch; w != nil && (!kind.Watch() && kind != plan.Delete || w.err() != nil || v.local.image == nil || v.local.image.ID != w.image) {
+	if w := r.watch; w != nil && (!kind.Watch() || w.err() != nil || v.local.image == nil || v.local.image.ID != w.image) {
 		r.letGo()
 	}
 	if kind.Watch() && r.watch == nil && v.local.image != nil && v.local.head != nil {

@@ -50,6 +50,7 @@ func (r *Replayer) prepare(ctx context.Context, v *view) error {
 	if err != nil {
 		return err
 	}
+	e.want = state
 	for _, id := range sync.Drop {
 		if err := e.dropSnapshot(ctx, id); err != nil {
 			return err
@@ -88,6 +89,7 @@ type editor struct {
 	h    *store.Header
 	head *store.Image
 	data *rados.IOContext
+	want cls.ImageState // what the image is to become
 }
 
 // edit returns an editor of the local image, whose lock must be held.
@@ -266,6 +268,11 @@ func (r *Replayer) transfer(ctx context.Context, v *view) error {
 	if err := e.ready(ctx); err != nil {
 		return err
 	}
+	if sync.End.ParentOverlap == nil && e.head.ParentOverlap != nil {
+		if err := e.detachParent(); err != nil {
+			return err
+		}
+	}
 	if err := e.h.SetCopyProgress(sync.Local, true, e.head.Objects(sync.End.Size)); err != nil {
 		return err
 	}
@@ -331,6 +338,9 @@ func (r *Replayer) job(ctx context.Context, v *view, e *editor) (*imagesync.Job,
 		}
 	}
 	if sync.End.ParentOverlap == nil {
+		if o := e.head.ParentOverlap; o != nil {
+			job.Flattened = e.head.Objects(*o)
+		}
 		for _, s := range e.head.Snapshots {
 			if s.ParentOverlap != nil {
 				job.Flattened = max(job.Flattened, e.head.Objects(*s.ParentOverlap))

@@ -320,7 +320,7 @@ func (in *Input) disabling() Step {
 	if h == nil {
 		return Step{Kind: Purge, Why: "an earlier removal of the local image was interrupted"}
 	}
-	if primary(h) || !linked(h, in.RemoteUUID) {
+	if primary(h) || !Linked(h, in.RemoteUUID) {
 		return Step{Kind: Wait, Why: "mirroring of the local image is being disabled"}
 	}
 	if !in.DisablingSeen {
@@ -343,7 +343,7 @@ func (in *Input) both() Step {
 		return Step{Kind: LocalPrimary, Why: "the local image is primary"}
 	}
 	if in.Remote == nil {
-		if linked(h, in.RemoteUUID) {
+		if Linked(h, in.RemoteUUID) {
 			return Step{Kind: Delete, Why: "the remote image no longer exists"}
 		}
 		return Step{Kind: Broken, Why: "the remote image does not exist"}
@@ -788,9 +788,9 @@ func Promoted(h *Header) bool {
 	return primary(h) || newest != nil && newest.Namespace.Mirror.Orphan()
 }
 
-// linked reports whether the image is a copy from the cluster with that uuid,
+// Linked reports whether the image is a copy from the cluster with that uuid,
 // and was nothing else since.
-func linked(h *Header, uuid string) bool {
+func Linked(h *Header, uuid string) bool {
 	newest := newestMirror(h)
 	return newest != nil && uuid != "" && !newest.Namespace.Mirror.Primary() && newest.Namespace.Mirror.PrimaryUUID == uuid
 }
