@@ -251,9 +251,16 @@ func (e *Engine) credentials(fsName, uuid string) (*dirstore.Credentials, error)
 	return &c, nil
 }
 
+// halfMounted: the mount failed, but the MDS may have a session.
+type halfMounted struct{ err error }
+
+func (e halfMounted) Error() string { return e.err.Error() }
+func (e halfMounted) Unwrap() error { return e.err }
+
 // mount mounts a file system of the cluster that client gives a configuration
-// for. The calls cannot be cancelled; the mount timeout ends them.
-func (e *Engine) mount(ctx context.Context, client func() (*rados.Conn, error), fsName, uuid string) (*ceph.Mount, error) {
+// for, under a session of that uuid. The calls cannot be cancelled; the mount
+// timeout ends them.
+func (e *Engine) mount(ctx context.Context, client func() (*rados.Conn, error), fsName, session string) (*ceph.Mount, error) {
 	conf, err := client()
 	if err != nil {
 		return nil, err
@@ -266,9 +273,7 @@ func (e *Engine) mount(ctx context.Context, client func() (*rados.Conn, error), 
 	if err := m.Init(); err != nil {
 		return release(fmt.Errorf("initialising: %w", err))
 	}
-	if uuid != "" {
-		m.SetUUID(uuid)
-	}
+	m.SetUUID(session)
 	if err := m.SetMountTimeout(uint32(e.options.uint("cephfs_mirror_mount_timeout"))); err != nil {
 		return release(fmt.Errorf("setting the mount timeout: %w", err))
 	}
@@ -276,7 +281,8 @@ func (e *Engine) mount(ctx context.Context, client func() (*rados.Conn, error), 
 		return release(err)
 	}
 	if err := m.Mount(); err != nil {
-		return release(err)
+		_, err = release(err)
+		return nil, halfMounted{err}
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, errors.Join(err, m.Unmount(), m.Release())

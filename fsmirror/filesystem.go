@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"cephmirror/fsmirror/dirstore"
+	"cephmirror/fsmirror/process"
 	"cephmirror/internal/ceph"
 	"cephmirror/plugins"
 )
@@ -32,8 +33,10 @@ type filesystem struct {
 	done   chan struct{}
 
 	ioctx *rados.IOContext // set before the first use of peers
+	notes notebook
 
 	controlWake chan struct{} // capacity 1
+	mounting    chan struct{} // capacity 1: held while the local file system is mounted
 
 	mu          sync.Mutex
 	state       string // "", "failed" or "blocklisted"
@@ -45,6 +48,7 @@ type filesystem struct {
 	mountErr    error
 	mountFailed time.Time
 	serving     bool
+	ending      map[string]*ending // by peer's uuid, of the local file system ""
 }
 
 // sources are two mounts of the local file system: one to copy from, and one
@@ -53,6 +57,7 @@ type filesystem struct {
 // while a call still hangs.
 type sources struct {
 	copy, check *ceph.Mount
+	sessions    [2]string // their uuids
 	data        *rados.Conn
 	users       sync.WaitGroup
 	stop        context.CancelFunc // of the heartbeat
@@ -72,6 +77,8 @@ func newFilesystem(e *Engine, spec dirstore.FileSystem) *filesystem {
 		cancel:      cancel,
 		done:        make(chan struct{}),
 		controlWake: make(chan struct{}, 1),
+		mounting:    make(chan struct{}, 1),
+		ending:      make(map[string]*ending),
 		dirs:        make(map[string]bool),
 		peers:       make(map[string]*peer),
 		specs:       spec.Peers,
@@ -184,10 +191,20 @@ func (f *filesystem) serve() (err error) {
 	}
 	defer f.unwatch(all)
 
-	if err := f.setNote(instancePrefix+f.eng.instance, ""); err != nil {
+	self, err := process.Self()
+	if err != nil {
 		return err
 	}
-	defer f.removeNote(instancePrefix + f.eng.instance)
+	f.notes.open(ioctx)
+	defer f.notes.open(nil)
+	if err := f.notes.set(instancePrefix+f.eng.instance, note{ID: self}); err != nil {
+		return err
+	}
+	defer func() {
+		if err := f.notes.remove(instancePrefix + f.eng.instance); err != nil {
+			f.log.Debug().Err(err).Msg("leaving")
+		}
+	}()
 
 	f.setServing(true)
 	defer f.setServing(false)
@@ -198,6 +215,7 @@ func (f *filesystem) serve() (err error) {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	defer cancel(nil)
+	wg.Go(func() { f.endDead(ctx) })
 	wg.Go(func() { f.watchSnapshots(ctx) })
 	wg.Go(func() { f.control(ctx, ioctx) })
 	// Acknowledgements must be quick: each notification is handled apart.
@@ -408,8 +426,8 @@ func (f *filesystem) dropAll() {
 		f.eng.feed.Publish(plugins.Event{Kind: plugins.EventCommandRemoved, Spec: f.peerCommand(p.uuid)})
 		wg.Go(func() { f.stopPeer(p) })
 	}
-	wg.Wait()
 	f.dropSource(m, nil)
+	wg.Wait()
 }
 
 // announce tells the host that the domain and its command are there, or gone.
@@ -439,51 +457,117 @@ func (f *filesystem) peerCommand(uuid string) plugins.CommandSpec {
 // source returns the mounts of the local file system, made on first use. The
 // caller calls release when it is done with them.
 func (f *filesystem) source(ctx context.Context) (src *sources, release func(), err error) {
+	if src, err := f.currentSource(); src != nil || err != nil {
+		return src, src.release(), err
+	}
+	select {
+	case f.mounting <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+	defer func() { <-f.mounting }()
+	if src, err := f.currentSource(); src != nil || err != nil {
+		return src, src.release(), err
+	}
+	src, err = f.mountSource(ctx)
+	if ctx.Err() != nil {
+		if src != nil {
+			f.releaseSource(src, true)
+		}
+		return nil, nil, context.Cause(ctx)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.mounted == nil {
-		if f.mountErr != nil && time.Since(f.mountFailed) < 5*time.Second {
-			return nil, nil, f.mountErr
-		}
-		src, err := f.mountSource(ctx)
-		if err != nil {
-			f.mountErr = fmt.Errorf("mounting file system %s: %w", f.name, err)
-			f.mountFailed = time.Now()
-			return nil, nil, f.mountErr
-		}
-		f.mountErr = nil
-		f.mounted = src
-		watch, stop := context.WithCancel(f.ctx)
-		src.stop = stop
-		src.users.Go(func() {
-			heartbeat(watch, src.copy, func(err error) { go f.dropSource(src, err) })
-		})
+	if err != nil {
+		f.mountErr = fmt.Errorf("mounting file system %s: %w", f.name, err)
+		f.mountFailed = time.Now()
+		return nil, nil, f.mountErr
 	}
-	f.mounted.users.Add(1)
-	return f.mounted, f.mounted.users.Done, nil
+	f.mountErr = nil
+	f.mounted = src
+	watch, stop := context.WithCancel(f.ctx)
+	src.stop = stop
+	src.users.Go(func() {
+		heartbeat(watch, src.copy, func(err error) { go f.dropSource(src, err) })
+	})
+	src.users.Add(1)
+	return src, src.release(), nil
 }
 
+// currentSource returns the mounts that there are, with a user more, or why
+// there are none just now.
+func (f *filesystem) currentSource() (*sources, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mounted != nil {
+		f.mounted.users.Add(1)
+		return f.mounted, nil
+	}
+	if f.mountErr != nil && time.Since(f.mountFailed) < 5*time.Second {
+		return nil, f.mountErr
+	}
+	return nil, nil
+}
+
+func (s *sources) release() func() {
+	if s == nil {
+		return nil
+	}
+	return s.users.Done
+}
+
+func (s *sources) mounts() []*ceph.Mount { return []*ceph.Mount{s.copy, s.check} }
+
 func (f *filesystem) mountSource(ctx context.Context) (*sources, error) {
-	first, err := f.eng.mount(ctx, f.eng.localClient, f.name, "")
-	if err != nil {
-		return nil, err
-	}
-	second, err := f.eng.mount(ctx, f.eng.localClient, f.name, "")
-	if err != nil {
-		return nil, errors.Join(err, first.Unmount(), first.Release())
-	}
-	data, err := f.eng.localClient()
-	if err == nil {
-		if err = data.Connect(); err == nil {
-			return &sources{copy: first, check: second, data: data}, nil
+	if err := f.endLeft(ctx, f.home(), true); err != nil {
+		if errors.Is(err, errUnanswered) || ctx.Err() != nil {
+			return nil, err
 		}
-		data.Shutdown()
+		f.log.Debug().Err(err).Msg("ending earlier sessions")
 	}
-	return nil, errors.Join(err, first.Unmount(), first.Release(), second.Unmount(), second.Release())
+	src := &sources{}
+	var err error
+	if src.copy, src.sessions[0], err = f.mountAt(ctx, f.home()); err == nil {
+		src.check, src.sessions[1], err = f.mountAt(ctx, f.home())
+	}
+	if err == nil {
+		src.data, err = f.eng.localClient()
+	}
+	if err == nil {
+		if err = src.data.Connect(); err == nil {
+			return src, nil
+		}
+	}
+	f.releaseSource(src, true)
+	return nil, err
+}
+
+// releaseSource frees mounts that nobody uses any more, in order or when they
+// have been cut off.
+func (f *filesystem) releaseSource(src *sources, orderly bool) {
+	for i, m := range src.mounts() {
+		if m == nil {
+			continue
+		}
+		if orderly {
+			if err := m.Unmount(); err != nil {
+				f.log.Debug().Err(err).Msg("unmounting the local file system")
+			} else {
+				f.forget(src.sessions[i])
+			}
+		}
+		if err := m.Release(); err != nil {
+			f.log.Debug().Err(err).Msg("releasing a local mount")
+		}
+	}
+	if src.data != nil {
+		src.data.Shutdown()
+	}
 }
 
 // dropSource gives up the local mounts, with a reason when they serve us no
-// more.
+// more. Mounts that do not end in time are left behind, but not their sessions,
+// for which other clients of the file system would wait.
 func (f *filesystem) dropSource(src *sources, why error) {
 	f.mu.Lock()
 	if src == nil || f.mounted != src {
@@ -493,6 +577,10 @@ func (f *filesystem) dropSource(src *sources, why error) {
 	f.mounted = nil
 	f.mu.Unlock()
 	src.stop()
+	limit := closeLimit
+	if why == nil {
+		limit = stopLimit
+	}
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
@@ -503,22 +591,20 @@ func (f *filesystem) dropSource(src *sources, why error) {
 			}
 		}
 		src.users.Wait()
-		for _, m := range []*ceph.Mount{src.copy, src.check} {
-			if why == nil {
-				if err := m.Unmount(); err != nil {
-					f.log.Debug().Err(err).Msg("unmounting the local file system")
-				}
-			}
-			if err := m.Release(); err != nil {
-				f.log.Debug().Err(err).Msg("releasing a local mount")
-			}
-		}
-		src.data.Shutdown()
+		f.releaseSource(src, why == nil)
 	}()
 	select {
 	case <-released:
-	case <-time.After(closeLimit):
-		f.log.Warn().Msg("a cut-off local mount does not end, leaving it behind")
+		if why == nil {
+			return
+		}
+	case <-time.After(limit):
+		f.log.Warn().Msg("a local mount does not end, leaving it behind")
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), stopLimit, errUnanswered)
+	defer cancel()
+	if err := f.end(ctx, f.home(), func() ([]string, error) { return src.sessions[:], nil }); err != nil {
+		f.log.Debug().Err(err).Msg("ending the sessions of local mounts")
 	}
 }
 

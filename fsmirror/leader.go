@@ -257,10 +257,12 @@ func (l *leader) bury() error {
 	if err != nil {
 		return err
 	}
-	for id := range dead {
+	for _, id := range dead {
 		l.dead[id] = true
 		delete(l.heard, id)
-		l.f.removeNote(instancePrefix + id)
+		if err := l.f.notes.remove(instancePrefix + id); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -70,6 +70,9 @@ const (
 	// closeLimit bounds the end of a connection; what does not end by then is
 	// left behind, cut off.
 	closeLimit = 10 * time.Second
+	// stopLimit does so when all work is to end: once for calls under way to
+	// return, and once more for the rest.
+	stopLimit = 3 * time.Second
 )
 
 func newPeer(fs *filesystem, uuid string, spec dirstore.Peer) *peer {
@@ -230,8 +233,17 @@ var errLeaseLost = errors.New("the host does not renew the lease")
 
 // connect mounts the peer's file system, within the configured timeout.
 func (p *peer) connect(ctx context.Context) (*connection, error) {
-	p.fs.reclaimDead(ctx, p.spec)
-	mount, session, err := p.fs.mountPeer(ctx, p.spec)
+	// What is left of earlier connections holds locks.
+	err := p.fs.endLeft(ctx, p.fs.abroad(p.spec), true)
+	if err != nil && !errors.Is(err, errUnanswered) && ctx.Err() == nil {
+		p.log.Debug().Err(err).Msg("ending earlier sessions")
+		err = nil
+	}
+	var mount *ceph.Mount
+	var session string
+	if err == nil {
+		mount, session, err = p.fs.mountAt(ctx, p.fs.abroad(p.spec))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("mounting file system %s of %s as %s: %w",
 			p.spec.FSName, p.fs.eng.peerAddress(p.fs.name, p.spec), p.spec.Client, err)
@@ -249,11 +261,14 @@ func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 		wg.Wait()
 		close(ended)
 	}()
-	orderly := errors.Is(context.Cause(c.lost), context.Canceled)
-	if orderly {
+	limit := closeLimit
+	stopping := errors.Is(context.Cause(c.lost), context.Canceled)
+	orderly := stopping
+	if stopping {
+		limit = stopLimit
 		select {
 		case <-ended:
-		case <-time.After(closeLimit / 2):
+		case <-time.After(stopLimit):
 			orderly = false
 		}
 	}
@@ -272,16 +287,26 @@ func (p *peer) close(c *connection, wg *sync.WaitGroup) {
 			if err := c.mount.Unmount(); err != nil {
 				p.log.Debug().Err(err).Msg("unmounting the peer")
 			} else {
-				p.fs.removeNote(sessionPrefix + c.session)
+				p.fs.forget(c.session)
 			}
 		}
 		if err := c.mount.Release(); err != nil {
 			p.log.Debug().Err(err).Msg("releasing the mount of the peer")
 		}
 	}()
+	over := time.After(limit)
+	if stopping && !orderly {
+		// There may be no later connection that would end the session.
+		ctx, cancel := context.WithTimeoutCause(context.Background(), limit, errUnanswered)
+		defer cancel()
+		err := p.fs.end(ctx, p.fs.abroad(p.spec), func() ([]string, error) { return []string{c.session}, nil })
+		if err != nil {
+			p.log.Debug().Err(err).Msg("ending the session on the peer")
+		}
+	}
 	select {
 	case <-released:
-	case <-time.After(closeLimit):
+	case <-over:
 		p.log.Warn().Msg("a cut-off connection to the peer does not end, leaving it behind")
 		p.disown()
 	}

@@ -1,29 +1,32 @@
 package fsmirror
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/google/uuid"
 
 	"cephmirror/fsmirror/dirstore"
+	"cephmirror/fsmirror/process"
 	"cephmirror/internal/ceph"
 )
 
 // A worker that dies leaves its watches in the local cluster until they time
-// out, and on the peer its MDS session, and in it the locks of directories,
-// until the MDS drops the session after minutes. So every instance and every
+// out, and MDS sessions on both sides, until the MDSs drop them after minutes.
+// Until then its locks of directories on the peer are held, clients of either
+// file system wait for what it had cached, and an MDS that is restarted waits
+// for it to come back before it serves anybody. So every instance and every
 // session of ours is noted on the object that all workers watch, with what it
-// takes to know that its process is dead. The next worker on that machine then
-// need not wait: it ends the session, and takes the instance for gone.
+// takes to know that its process is dead. Workers on that machine then end the
+// sessions, and take the instance for gone.
 
 // The omap keys of such notes begin so; the stock control plane passes them
 // over. A session is named by its uuid, an instance by its id.
@@ -32,153 +35,271 @@ const (
 	instancePrefix = "cephmirror_instance_"
 )
 
-// processNote is the value of such a key.
-type processNote struct {
-	Peer    string `json:"peer,omitempty"` // of a session
-	Boot    string `json:"boot"`           // boot id of the worker's machine
-	PID     int    `json:"pid"`
-	Started string `json:"started"` // start time of the process, in the kernel's ticks
+// note is the value of such a key.
+type note struct {
+	process.ID
+	// Of a session on a peer, which may have got another uuid since.
+	Peer    string `json:"peer,omitempty"`
+	Client  string `json:"client,omitempty"`
+	Cluster string `json:"cluster,omitempty"`
+	FSName  string `json:"fs,omitempty"`
 }
 
-func ownNote(peer string) (processNote, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return processNote{}, fmt.Errorf("reading the boot id: %w", err)
-	}
-	started, err := processStart(os.Getpid())
-	if err != nil {
-		return processNote{}, err
-	}
-	return processNote{Peer: peer, Boot: strings.TrimSpace(string(boot)), PID: os.Getpid(), Started: started}, nil
+// notebook keeps the notes.
+type notebook struct {
+	mu    sync.RWMutex
+	ioctx *rados.IOContext // nil: closed
 }
 
-// processStart returns the start time of a process as the kernel counts it. One
-// that has ended and is only waited for is not there any more.
-func processStart(pid int) (string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", fmt.Errorf("reading the state of process %d: %w", pid, err)
-	}
-	// The name of the command, in parentheses, may hold anything.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	const start = 19 // field 22 of the line
-	if len(fields) <= start {
-		return "", fmt.Errorf("state of process %d: %w", pid, syscall.EINVAL)
-	}
-	if state := fields[0][0]; state == 'Z' || state == 'X' {
-		return "", fmt.Errorf("process %d has ended: %w", pid, fs.ErrNotExist)
-	}
-	return string(fields[start]), nil
+var errNotebookClosed = fmt.Errorf("the notes are closed: %w", syscall.ENOTCONN)
+
+func (b *notebook) open(ioctx *rados.IOContext) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ioctx = ioctx
 }
 
-// dead tells whether the process of the note certainly is no more: it was on
-// this machine since it was started, and is gone.
-func (n processNote) dead(self processNote) bool {
-	if n.Boot != self.Boot {
-		return false
-	}
-	started, err := processStart(n.PID)
-	if err != nil {
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	return started != n.Started
-}
-
-// mountPeer mounts the peer's file system under a new session that is noted.
-func (f *filesystem) mountPeer(ctx context.Context, spec dirstore.Peer) (m *ceph.Mount, session string, err error) {
-	session = uuid.NewString()
-	if err := f.setNote(sessionPrefix+session, spec.UUID); err != nil {
-		return nil, "", err
-	}
-	m, err = f.eng.mount(ctx, f.peerClient(spec), spec.FSName, session)
-	if err != nil {
-		f.removeNote(sessionPrefix + session)
-		return nil, "", err
-	}
-	return m, session, nil
-}
-
-func (f *filesystem) peerClient(spec dirstore.Peer) func() (*rados.Conn, error) {
-	return func() (*rados.Conn, error) { return f.eng.peerClient(f.name, spec) }
-}
-
-func (f *filesystem) setNote(key, peer string) error {
-	note, err := ownNote(peer)
+func (b *notebook) set(key string, n note) error {
+	value, err := json.Marshal(n)
 	if err != nil {
 		return err
 	}
-	value, err := json.Marshal(note)
-	if err != nil {
-		return err
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.ioctx == nil {
+		return errNotebookClosed
 	}
-	if err := f.ioctx.SetOmap(dirstore.Object, map[string][]byte{key: value}); err != nil {
+	if err := b.ioctx.SetOmap(dirstore.Object, map[string][]byte{key: value}); err != nil {
 		return fmt.Errorf("noting %s on object %s: %w", key, dirstore.Object, err)
 	}
 	return nil
 }
 
-func (f *filesystem) removeNote(key string) {
-	if err := f.ioctx.RmOmapKeys(dirstore.Object, []string{key}); err != nil {
-		f.log.Debug().Err(err).Str("key", key).Msg("removing a note")
+func (b *notebook) remove(key string) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.ioctx == nil {
+		return errNotebookClosed
+	}
+	if err := b.ioctx.RmOmapKeys(dirstore.Object, []string{key}); err != nil {
+		return fmt.Errorf("removing note %s from object %s: %w", key, dirstore.Object, err)
+	}
+	return nil
+}
+
+// list returns the notes whose keys begin with prefix by the rest of their keys.
+func (b *notebook) list(prefix string) (map[string]note, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.ioctx == nil {
+		return nil, errNotebookClosed
+	}
+	values, err := b.ioctx.GetAllOmapValues(dirstore.Object, "", prefix, 256)
+	if err != nil {
+		return nil, fmt.Errorf("listing notes on object %s: %w", dirstore.Object, err)
+	}
+	notes := make(map[string]note, len(values))
+	for key, value := range values {
+		var n note
+		if json.Unmarshal(value, &n) == nil {
+			notes[strings.TrimPrefix(key, prefix)] = n
+		}
+	}
+	return notes, nil
+}
+
+// place is a file system in which we have sessions.
+type place struct {
+	peer   dirstore.Peer // zero for the local file system
+	fsName string
+	client func() (*rados.Conn, error)
+}
+
+func (f *filesystem) home() place {
+	return place{fsName: f.name, client: f.eng.localClient}
+}
+
+func (f *filesystem) abroad(spec dirstore.Peer) place {
+	return place{
+		peer: spec, fsName: spec.FSName,
+		client: func() (*rados.Conn, error) { return f.eng.peerClient(f.name, spec) },
+	}
+}
+
+// note returns what is noted of a session there.
+func (at place) note(self process.ID) note {
+	return note{self, at.peer.UUID, at.peer.Client, at.peer.Cluster, at.peer.FSName}
+}
+
+// holds tells whether a noted session is there. A peer that was removed and
+// added again has another uuid; current are those that there are now.
+func (at place) holds(n note, current []dirstore.Peer) bool {
+	if n.Peer == at.peer.UUID {
+		return true
+	}
+	if n.Peer == "" || at.peer.UUID == "" {
+		return false
+	}
+	for _, p := range current {
+		if p.UUID == n.Peer {
+			return false
+		}
+	}
+	return n.Client == at.peer.Client && n.Cluster == at.peer.Cluster && n.FSName == at.peer.FSName
+}
+
+// mountAt mounts a file system under a new session that is noted.
+func (f *filesystem) mountAt(ctx context.Context, at place) (m *ceph.Mount, session string, err error) {
+	self, err := process.Self()
+	if err != nil {
+		return nil, "", err
+	}
+	session = uuid.NewString()
+	if err := f.notes.set(sessionPrefix+session, at.note(self)); err != nil {
+		return nil, "", err
+	}
+	m, err = f.eng.mount(ctx, at.client, at.fsName, session)
+	if err != nil {
+		if half := (halfMounted{}); !errors.As(err, &half) {
+			f.forget(session)
+		}
+		return nil, "", err
+	}
+	return m, session, nil
+}
+
+// forget removes the note of a session that is no more.
+func (f *filesystem) forget(session string) {
+	if err := f.notes.remove(sessionPrefix + session); err != nil {
+		f.log.Debug().Err(err).Msg("a session that is no more stays noted")
 	}
 }
 
 // deadInstances returns the instances whose process on this machine is no more.
-func (f *filesystem) deadInstances() (map[string]bool, error) {
-	self, err := ownNote("")
+func (f *filesystem) deadInstances() ([]string, error) {
+	self, err := process.Self()
 	if err != nil {
 		return nil, err
 	}
-	notes, err := f.ioctx.GetAllOmapValues(dirstore.Object, "", instancePrefix, 256)
+	notes, err := f.notes.list(instancePrefix)
 	if err != nil {
-		return nil, fmt.Errorf("listing notes about instances: %w", err)
+		return nil, err
 	}
-	dead := make(map[string]bool)
-	for key, value := range notes {
-		var n processNote
-		if json.Unmarshal(value, &n) == nil && n.dead(self) {
-			dead[strings.TrimPrefix(key, instancePrefix)] = true
+	var dead []string
+	for id, n := range notes {
+		if n.Dead(self) {
+			dead = append(dead, id)
 		}
 	}
 	return dead, nil
 }
 
-// reclaimDead ends the sessions on the peer that dead workers left.
-func (f *filesystem) reclaimDead(ctx context.Context, spec dirstore.Peer) {
-	self, err := ownNote(spec.UUID)
+// leftSessions returns the sessions there that dead workers of this machine
+// left, and with own those of this process, which it then must have given up.
+func (f *filesystem) leftSessions(at place, own bool) ([]string, error) {
+	self, err := process.Self()
 	if err != nil {
-		f.log.Debug().Err(err).Msg("looking for sessions of dead workers")
-		return
+		return nil, err
 	}
-	notes, err := f.ioctx.GetAllOmapValues(dirstore.Object, "", sessionPrefix, 256)
+	notes, err := f.notes.list(sessionPrefix)
 	if err != nil {
-		f.log.Debug().Err(err).Msg("listing sessions")
-		return
+		return nil, err
 	}
-	for key, value := range notes {
-		var n processNote
-		if json.Unmarshal(value, &n) != nil || n.Peer != spec.UUID || ctx.Err() != nil {
-			continue
+	f.mu.Lock()
+	current := f.specs
+	f.mu.Unlock()
+	var left []string
+	for id, n := range notes {
+		if at.holds(n, current) && (n.Dead(self) || own && n.ID == self) {
+			left = append(left, id)
 		}
-		mine := n.PID == self.PID && n.Boot == self.Boot && n.Started == self.Started
-		if !mine && !n.dead(self) {
-			continue
+	}
+	return left, nil
+}
+
+// errUnanswered: an MDS that ought to end sessions says nothing.
+var errUnanswered = fmt.Errorf("the MDS does not answer: %w", syscall.ETIMEDOUT)
+
+// endLeft ends the sessions that leftSessions names.
+func (f *filesystem) endLeft(ctx context.Context, at place, own bool) error {
+	return f.end(ctx, at, func() ([]string, error) { return f.leftSessions(at, own) })
+}
+
+// ending is an attempt to end sessions, of which there is one at a time for
+// each place.
+type ending struct {
+	done     chan struct{}
+	begun    time.Time
+	patience time.Duration // after that another may be made
+}
+
+// end ends the sessions there that which names. It waits no longer than a mount
+// may take; what takes longer goes on alone.
+func (f *filesystem) end(ctx context.Context, at place, which func() ([]string, error)) error {
+	limit := f.eng.options.seconds("cephfs_mirror_mount_timeout")
+	ctx, cancel := context.WithTimeoutCause(ctx, max(limit, time.Second), errUnanswered)
+	defer cancel()
+	mine, err := f.beginEnding(ctx, at)
+	if err != nil {
+		return err
+	}
+	go func() {
+		defer f.endEnding(at, mine)
+		var sessions []string
+		if sessions, err = which(); err == nil && len(sessions) > 0 {
+			err = f.reset(at, sessions)
 		}
-		// A session of this very process was given up: it was cut off.
-		id := strings.TrimPrefix(key, sessionPrefix)
-		if err := f.reclaim(spec, id); err != nil && !ceph.Is(err, syscall.ENOENT) {
-			// The peer cannot be reached: mounting it will tell why.
-			f.log.Debug().Err(err).Str("session", id).Msg("cannot end the session of a dead worker")
-			return
-		}
-		f.log.Info().Str("session", id).Msg("ended the session of a dead worker on the peer")
-		f.removeNote(key)
+	}()
+	select {
+	case <-mine.done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
-// reclaim ends the MDS sessions with the given uuid.
-func (f *filesystem) reclaim(spec dirstore.Peer, id string) error {
-	conf, err := f.eng.peerClient(f.name, spec)
+// beginEnding waits for its turn. An attempt that the MDS forgot when it was
+// restarted never ends: it is given up, the next one after twice that time.
+func (f *filesystem) beginEnding(ctx context.Context, at place) (*ending, error) {
+	mine := &ending{done: make(chan struct{}), patience: time.Minute}
+	for {
+		f.mu.Lock()
+		before := f.ending[at.peer.UUID]
+		mine.begun = time.Now()
+		forgotten := before != nil && time.Since(before.begun) > before.patience
+		if forgotten {
+			mine.patience = 2 * before.patience
+		}
+		if before == nil || forgotten {
+			f.ending[at.peer.UUID] = mine
+			f.mu.Unlock()
+			return mine, nil
+		}
+		f.mu.Unlock()
+		select {
+		case <-before.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (f *filesystem) endEnding(at place, mine *ending) {
+	f.mu.Lock()
+	if f.ending[at.peer.UUID] == mine {
+		delete(f.ending, at.peer.UUID)
+	}
+	f.mu.Unlock()
+	close(mine.done)
+}
+
+// reset ends MDS sessions there. No call of it can be cancelled.
+func (f *filesystem) reset(at place, sessions []string) (err error) {
+	self, err := process.Self()
+	if err != nil {
+		return err
+	}
+	conf, err := at.client()
 	if err != nil {
 		return err
 	}
@@ -186,12 +307,112 @@ func (f *filesystem) reclaim(spec dirstore.Peer, id string) error {
 	if err != nil {
 		return err
 	}
-	defer m.Release()
-	if err := m.SelectFilesystem(spec.FSName); err != nil {
+	defer func() { err = errors.Join(err, m.Release()) }()
+	if err := m.SelectFilesystem(at.fsName); err != nil {
 		return err
 	}
 	if err := m.Init(); err != nil {
+		return fmt.Errorf("initialising: %w", err)
+	}
+	if err := m.SetMountTimeout(uint32(f.eng.options.uint("cephfs_mirror_mount_timeout"))); err != nil {
+		return fmt.Errorf("setting the mount timeout: %w", err)
+	}
+	// To end sessions takes a session, which must not be left in its turn.
+	own := uuid.NewString()
+	if err := f.notes.set(sessionPrefix+own, at.note(self)); err != nil {
 		return err
 	}
-	return m.Reclaim(id)
+	m.SetUUID(own)
+	defer func() {
+		// A handle that was never mounted does not close its session.
+		left := m.Mount()
+		if left == nil {
+			left = m.Unmount()
+		}
+		if left == nil {
+			f.forget(own)
+		}
+		err = errors.Join(err, left)
+	}()
+	for _, id := range sessions {
+		err := m.Reclaim(id)
+		switch {
+		case err == nil:
+			f.log.Info().Str("session", id).Str("site", at.peer.Cluster).Msg("ended a session that was left behind")
+		case ceph.Is(err, syscall.ENOENT):
+		case ceph.Is(err, syscall.EPERM, syscall.EINVAL, syscall.EOPNOTSUPP):
+			f.log.Warn().Err(err).Str("session", id).Str("site", at.peer.Cluster).
+				Msg("a session that was left behind cannot be ended, the MDS will do so")
+		default:
+			return fmt.Errorf("ending session %s: %w", id, err)
+		}
+		f.forget(id)
+	}
+	return nil
+}
+
+const (
+	// deathInterval is how often workers of this machine are looked after.
+	deathInterval = 5 * time.Second
+	// oblivion is after how long notes about a peer that is no more are
+	// removed. Its MDS has dropped the sessions by then.
+	oblivion = 10 * time.Minute
+)
+
+// endDead ends, until ctx ends, what workers that die on this machine leave.
+func (f *filesystem) endDead(ctx context.Context) {
+	unknown := make(map[string]time.Time)
+	for {
+		if f.eng.lease.Valid() {
+			f.mu.Lock()
+			current := f.specs
+			f.mu.Unlock()
+			places := []place{f.home()}
+			for _, spec := range current {
+				places = append(places, f.abroad(spec))
+			}
+			var wg sync.WaitGroup
+			for _, at := range places {
+				wg.Go(func() {
+					if err := f.endLeft(ctx, at, false); err != nil && ctx.Err() == nil {
+						f.log.Debug().Err(err).Str("site", at.peer.Cluster).Msg("ending sessions of dead workers")
+					}
+				})
+			}
+			wg.Wait()
+			if err := f.dropNotes(places, current, unknown); err != nil && ctx.Err() == nil {
+				f.log.Debug().Err(err).Msg("looking for notes about peers that are no more")
+			}
+		}
+		if !sleep(ctx, deathInterval) {
+			return
+		}
+	}
+}
+
+// dropNotes removes notes about sessions of dead workers in none of the places,
+// which nobody can end. unknown has since when they were seen to be such.
+func (f *filesystem) dropNotes(places []place, current []dirstore.Peer, unknown map[string]time.Time) error {
+	self, err := process.Self()
+	if err != nil {
+		return err
+	}
+	notes, err := f.notes.list(sessionPrefix)
+	if err != nil {
+		return err
+	}
+	for id, n := range notes {
+		holds := func(at place) bool { return at.holds(n, current) }
+		if slices.ContainsFunc(places, holds) || !n.Dead(self) {
+			continue
+		}
+		switch since, ok := unknown[id]; {
+		case !ok:
+			unknown[id] = time.Now()
+		case time.Since(since) > oblivion:
+			delete(unknown, id)
+			f.forget(id)
+		}
+	}
+	return nil
 }

@@ -247,6 +247,45 @@ func TestCephRestarts(t *testing.T) {
 	}
 }
 
+// freeze stops the daemons of a cluster whose names begin with prefix, until
+// thaw or the end of the test.
+func freeze(t *testing.T, c *bed.Cluster, prefix string) {
+	t.Helper()
+	if err := signal(c, prefix, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := signal(c, prefix, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func signal(c *bed.Cluster, prefix string, sig syscall.Signal) error {
+	var errs []error
+	for _, d := range c.Daemons() {
+		if strings.HasPrefix(d.Name(), prefix) {
+			errs = append(errs, d.Kill(context.Background(), sig))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// thaw lets frozen daemons go on.
+//
+// An OSD that was frozen for longer than the leases of its placement groups
+// last leaves them "laggy" for good when it has the only copy, and answers no
+// request. It is told to begin anew.
+func thaw(t *testing.T, c *bed.Cluster, prefix string) {
+	t.Helper()
+	if err := signal(c, prefix, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasPrefix("osd.", prefix) {
+		mon(t, c, map[string]any{"prefix": "osd down", "ids": []string{"0"}})
+	}
+}
+
 // TestFrozenPeer freezes daemons of the peer: nothing else may suffer.
 func TestFrozenPeer(t *testing.T) {
 	e := need(t)
@@ -261,22 +300,7 @@ func TestFrozenPeer(t *testing.T) {
 			m.Snap("s1")
 			e.track(t, m.Root())
 			e.midSync(t, m)
-			freeze := func(sig syscall.Signal) {
-				for _, x := range e.b.Daemons() {
-					if strings.HasPrefix(x.Name(), c.prefix) {
-						if err := x.Kill(context.Background(), sig); err != nil {
-							t.Error(err)
-						}
-					}
-				}
-			}
-			freeze(syscall.SIGSTOP)
-			thaw := true
-			defer func() {
-				if thaw {
-					freeze(syscall.SIGCONT)
-				}
-			}()
+			freeze(t, e.b, c.prefix)
 			holds(t, 12*time.Second, "commands with a frozen peer", func() error {
 				begun := time.Now()
 				if _, err := d.status(); err != nil {
@@ -293,8 +317,7 @@ func TestFrozenPeer(t *testing.T) {
 				}
 				return nil
 			})
-			freeze(syscall.SIGCONT)
-			thaw = false
+			thaw(t, e.b, c.prefix)
 			e.waitLong(t, 90*time.Second, m, "s1")
 			m.Write("new", []byte("new"))
 			m.Snap("s2")
@@ -309,19 +332,15 @@ func TestFrozenPeer(t *testing.T) {
 		m.Snap("s1")
 		e.track(t, m.Root())
 		e.midSync(t, m)
-		if err := e.b.Signal(e.ctx(t), syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		defer e.b.Signal(context.Background(), syscall.SIGCONT)
+		freeze(t, e.b, "")
 		begun := time.Now()
 		d.stopWithin(t, 10*time.Second)
 		t.Logf("the daemon ended after %v", time.Since(begun).Round(100*time.Millisecond))
-		if err := e.b.Signal(e.ctx(t), syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
+		thaw(t, e.b, "")
 		d.start(t)
 		e.waitLong(t, 90*time.Second, m, "s1")
 		e.same(t, m, "s1")
+		e.noneLeft(t)
 	})
 }
 
