@@ -102,9 +102,11 @@ func (d *Deleter) Status() Status {
 // cluster.
 func (d *Deleter) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer func() {
+		cancel(nil)
+		wg.Wait()
+	}()
 	news, ended := make(chan struct{}, 1), make(chan struct{}, 1)
 	tell := func() {
 		select {
@@ -112,7 +114,7 @@ func (d *Deleter) Run(ctx context.Context) error {
 		default:
 		}
 	}
-	wg.Go(func() { d.watch(ctx, tell) })
+	wg.Go(func() { d.watch(ctx, tell, cancel) })
 	list := time.NewTimer(0)
 	defer list.Stop()
 	due := time.NewTimer(time.Hour)
@@ -243,11 +245,16 @@ func (d *Deleter) list() error {
 	return nil
 }
 
-// watch calls changed whenever the trash may have changed.
-func (d *Deleter) watch(ctx context.Context, changed func()) {
+// watch calls changed whenever the trash may have changed, and lost when this
+// client was shut out.
+func (d *Deleter) watch(ctx context.Context, changed func(), lost func(error)) {
 	for ctx.Err() == nil {
 		err := d.watchOnce(ctx, changed)
 		if ctx.Err() != nil {
+			return
+		}
+		if ceph.Is(err, syscall.ESHUTDOWN) {
+			lost(err)
 			return
 		}
 		d.cfg.Log.Warn().Err(err).Msg("watching the trash")

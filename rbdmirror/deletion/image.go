@@ -146,7 +146,7 @@ func (i Image) acquire(h *hold) error {
 		err = h.lock.BreakDead(i.Conn, *holder, false, 0)
 		switch {
 		case ceph.Is(err, syscall.EAGAIN):
-			return fmt.Errorf("the image is in use: %w", errors.Join(err, syscall.EBUSY))
+			return fmt.Errorf("the image is in use by %s at %s: %w", holder.Entity, holder.Addr, syscall.EBUSY)
 		case err != nil && !ceph.Is(err, syscall.ESTALE):
 			return err
 		}

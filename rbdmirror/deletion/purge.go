@@ -265,49 +265,54 @@ func (i Image) removeData(ctx context.Context, data *rados.IOContext, img *store
 		// no map is no reason to leave anything
 		known, _ = store.NewObjectMap(i.IO, i.ID, cls.NoSnap).Load()
 	}
-	// The image may be on its way from one size to another, and the snapshots
-	// that tell of larger ones be gone from an earlier attempt. The header was
-	// read before any of them was removed, the first time; later the search for
-	// more finds the rest.
 	count := img.MaxObjects()
+	if _, err := i.removeObjects(ctx, data, img.Prefix, 0, count, known); err != nil {
+		return err
+	}
+	// An image that was on its way from one size to another may have more, and
+	// the snapshots that told of that be gone since an earlier attempt.
+	for from := count; ; from += searchAhead {
+		found, err := i.removeObjects(ctx, data, img.Prefix, from, from+searchAhead, nil)
+		if err != nil || !found {
+			return err
+		}
+	}
+}
+
+// searchAhead is how far past the last object more are looked for.
+const searchAhead = 64
+
+// removeObjects removes the data objects from one number to before another.
+func (i Image) removeObjects(ctx context.Context, data *rados.IOContext, prefix string, from, to uint64, known *objectmap.Map) (found bool, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	var next, beyond atomic.Uint64
+	var next atomic.Uint64
+	var any atomic.Bool
+	next.Store(from)
 	for range parallel {
 		g.Go(func() error {
 			for {
 				n := next.Add(1) - 1
+				if n >= to {
+					return nil
+				}
 				if known != nil && n < known.Len() && known.Get(n) == objectmap.NonExistent {
 					continue
-				}
-				if n >= count && n >= beyond.Load() {
-					return nil
 				}
 				if err := i.check(ctx); err != nil {
 					return err
 				}
-				err := data.Delete(store.DataObject(img.Prefix, n))
-				if err == nil && n+parallel > count {
-					// where one was there may be more
-					raise(&beyond, n+searchAhead)
-				}
+				err := data.Delete(store.DataObject(prefix, n))
 				if err != nil && !ceph.Is(err, syscall.ENOENT) {
-					return fmt.Errorf("removing %s: %w", store.DataObject(img.Prefix, n), err)
+					return fmt.Errorf("removing %s: %w", store.DataObject(prefix, n), err)
+				}
+				if err == nil {
+					any.Store(true)
 				}
 			}
 		})
 	}
-	return g.Wait()
-}
-
-// searchAhead is how far past the last object found more are looked for.
-const searchAhead = 64
-
-func raise(v *atomic.Uint64, to uint64) {
-	for old := v.Load(); old < to; old = v.Load() {
-		if v.CompareAndSwap(old, to) {
-			return
-		}
-	}
+	err = g.Wait()
+	return any.Load(), err
 }
 
 // removeJournal removes the image's journal if there is one.
