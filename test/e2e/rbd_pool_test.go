@@ -147,7 +147,7 @@ func TestRBDOneWay(t *testing.T) {
 			} `json:"summary"`
 		}
 		p.rbdJSON(t, e.b, &status, "mirror", "pool", "status", p.name)
-		if status.Summary.Health != "OK" || status.Summary.States["replaying"] != 1 {
+		if status.Summary.Image != "OK" || status.Summary.States["replaying"] != 1 {
 			return fmt.Errorf("%+v", status)
 		}
 		return nil

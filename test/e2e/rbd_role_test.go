@@ -44,6 +44,9 @@ func (p *rbdPool) promote(t *testing.T, m rbdimage.Maker) {
 func (p *rbdPool) checkMaps(t *testing.T, m rbdimage.Maker) {
 	t.Helper()
 	c := p.e.cluster(m.Pool())
+	if l, err := m.Pool().Layout(m.Name()); err != nil || l.Features&rbdimage.ObjectMap == 0 {
+		return
+	}
 	specs := []string{m.Spec()}
 	for _, s := range m.Snaps() {
 		if s.Kind == rbdimage.User {

@@ -141,12 +141,15 @@ func (p *rbdPool) introduce(t *testing.T, oneWay bool) {
 		direction = "rx-only"
 	}
 	token := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(token, []byte(p.rbd(t, p.e.a, "mirror", "pool", "peer", "bootstrap", "create", p.name)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	writeFile(t, token, p.rbd(t, p.e.a, "mirror", "pool", "peer", "bootstrap", "create", p.name))
 	p.rbd(t, p.e.b, "mirror", "pool", "peer", "bootstrap", "import", p.name, "--direction", direction, token)
-	if oneWay {
-		return
+}
+
+// writeFile writes a secret.
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
