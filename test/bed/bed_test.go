@@ -383,7 +383,7 @@ func TestMissing(t *testing.T) {
 	s.PGMap.States = append(s.PGMap.States, struct {
 		Name  string `json:"state_name"`
 		Count int    `json:"count"`
-	}{"active+clean", 16})
+	}{"active+clean+snaptrim", 16})
 	if got := s.missing(spec); got != "" {
 		t.Errorf("a complete status misses %s", got)
 	}

@@ -702,7 +702,8 @@ func (s clusterStatus) missing(spec ClusterSpec) string {
 	}
 	clean := 0
 	for _, st := range s.PGMap.States {
-		if st.Name == "active+clean" {
+		// Those that trim snapshots or scrub, too, are.
+		if strings.HasPrefix(st.Name, "active+clean") {
 			clean += st.Count
 		}
 	}

@@ -123,6 +123,10 @@ func renderConf(p confParams) string {
 		Option{"osd op queue", "wpq"},
 		Option{"osd max backfills", "10"},
 		Option{"osd recovery sleep", "0"},
+		Option{"osd snap trim sleep", "0"},
+		Option{"osd snap trim sleep hdd", "0"},
+		Option{"osd delete sleep", "0"},
+		Option{"osd delete sleep hdd", "0"},
 	)
 	daemon("mds", "keyring",
 		Option{"mds data", p.Dir + "/mds.$id"},
