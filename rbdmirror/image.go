@@ -125,6 +125,9 @@ func (img *image) replay() time.Duration {
 	s := img.sp.s
 	ctx, cancel := context.WithCancel(img.ctx)
 	defer cancel()
+	if s.member.Lease().Wait(ctx) != nil {
+		return 0
+	}
 	r := replay.New(replay.Config{
 		Log: img.log, Lease: s.member.Lease(), GlobalID: img.gid,
 		Local: replay.Side{

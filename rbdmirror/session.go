@@ -192,7 +192,7 @@ func (s *session) open() error {
 	s.polled = time.Now()
 	s.deletions = deletion.NewThrottle(s.eng.concurrentDeletions())
 	s.member, err = election.New(election.Config{
-		Conn: s.local, Pool: s.pool.name,
+		Conn: s.local, Pool: s.pool.name, Namespaces: further(s.link.currentSpaces()),
 		Log: s.log, Lease: s.eng.lease, Options: s.electionOptions(),
 		Handler: election.Handler{
 			Acquire: s.acquire, Release: s.release, PeerRemoved: s.peerRemoved, Event: s.event,
