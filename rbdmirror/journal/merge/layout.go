@@ -87,3 +87,17 @@ func (l Layout) ObjectEnd(object, size uint64) uint64 {
 	}
 	return end
 }
+
+// Within calls yield for the parts of an object, up to some end, with where they
+// are in the image: At is an offset in the image.
+func (l Layout) Within(object, end uint64, yield func(Piece)) {
+	unit, count := l.stripes()
+	begin := object / count * l.ObjectSize * count
+	column := object % count
+	for at := uint64(0); at < end; at += unit {
+		yield(Piece{
+			Object: object, Offset: at, Length: min(unit, end-at),
+			At: begin + at*count + column*unit,
+		})
+	}
+}

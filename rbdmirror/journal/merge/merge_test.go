@@ -204,6 +204,13 @@ func TestLayout(t *testing.T) {
 			if got := l.ObjectEnd(o, size); got != end {
 				t.Fatalf("object %d ends at %d, not %d", o, end, got)
 			}
+			l.Within(o, end, func(p Piece) {
+				l.Pieces(p.At, p.Length, func(q Piece) {
+					if q.Object != o || q.Offset != p.Offset+q.At {
+						t.Fatalf("%+v of object %d is %+v", p, o, q)
+					}
+				})
+			})
 		}
 		if got := l.Objects(size); got != highest {
 			t.Fatalf("%d objects, not %d", highest, got)
