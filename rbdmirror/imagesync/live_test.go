@@ -8,13 +8,13 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
-	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/objectmap"
@@ -332,8 +332,9 @@ func TestClone(t *testing.T) {
 	for name, features := range map[string]uint64{"maps": rbdimage.Everything, "no maps": rbdimage.Plain} {
 		t.Run(name, func(t *testing.T) {
 			r := seed(t)
-			o := rbdimage.Options{Size: 5*mib + 100*kib, Order: 18, Features: features, CloneVersion: 2}
+			o := rbdimage.Options{Size: 5*mib + 100*kib, Order: 18, Features: features}
 			parents := newPair(t, a, b, o)
+			o.Size, o.CloneVersion = 0, 2
 			parents.src.maker.Fill(r.Uint64(), 0, 3*mib)
 			scribble(t, r, parents.src.maker, 10)
 			parents.src.maker.Snap("base")
@@ -478,4 +479,95 @@ func TestNothingIsWrittenWithoutLease(t *testing.T) {
 	}
 }
 
-var _ = ceph.SnapHead
+// TestCopyUp is about what librbd puts below snapshots that were synchronised
+// before.
+func TestCopyUp(t *testing.T) {
+	a, b := newSides(t)
+	for name, features := range map[string]uint64{"maps": rbdimage.Everything, "no maps": rbdimage.Plain} {
+		t.Run(name, func(t *testing.T) {
+			o := rbdimage.Options{Size: 4 * mib, Order: 18, Features: features}
+			parents := newPair(t, a, b, o)
+			parents.src.maker.Fill(3, 0, 4*mib)
+			parents.src.maker.Snap("base")
+			parents.sync()
+			o.Size, o.CloneVersion = 0, 2
+			clone := fmt.Sprintf("clone%d", rand.Uint32())
+			src := parents.src.maker.Clone("base", a.admin.Pool("rbd"), clone, o)
+			dst := parents.dst.maker.Clone("base", b.admin.Pool("rbd"), clone, o)
+			p := pairOf(t, a, b, src, dst)
+			p.src.maker.Snap("s1")
+			p.sync()
+			p.src.maker.Write(100, rbdimage.Data(1, 300))
+			p.src.maker.Discard(512*kib+8*kib, 4*kib)
+			p.src.maker.Discard(1024*kib, 256*kib)
+			p.src.maker.Snap("s2")
+			p.src.maker.Write(2*mib+100, rbdimage.Data(2, 300))
+			p.src.maker.Snap("s3")
+			if n := p.sync().CopiedUp.Load(); n != 4 {
+				t.Errorf("%d objects copied up", n)
+			}
+			p.compare()
+			p.src.maker.Flatten()
+			p.src.maker.Snap("s4")
+			job := p.prepare()
+			job.Flattened = 16
+			must(t, imagesync.Run(t.Context(), job))
+			p.start = job.Targets[0].Remote
+			if n := job.Stats.CopiedUp.Load(); n != 12 {
+				t.Errorf("%d objects copied up by flattening", n)
+			}
+			p.compare()
+			must(t, p.dst.header.DetachParent())
+			p.compare()
+		})
+	}
+}
+
+// TestFrozen is about clusters that do not answer.
+func TestFrozen(t *testing.T) {
+	a, b := newSides(t)
+	p := newPair(t, a, b, rbdimage.Options{Size: 64 * mib, Order: 20, Features: rbdimage.Everything})
+	p.src.maker.Fill(3, 0, 64*mib)
+	p.src.maker.Snap("s1")
+	job := p.prepare()
+	osd := func(s side, sig syscall.Signal) {
+		t.Helper()
+		must(t, s.Cluster.Daemon("osd.0").Signal(sig))
+	}
+	frozen := func(s side, limit time.Duration) error {
+		t.Helper()
+		osd(s, syscall.SIGSTOP)
+		defer osd(s, syscall.SIGCONT)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- imagesync.Run(ctx, job) }()
+		select {
+		case err := <-done:
+			t.Errorf("it came back without an answer: %v", err)
+			return err
+		case <-time.After(time.Second):
+		}
+		cancel()
+		began := time.Now()
+		err := <-done
+		if took := time.Since(began); took > limit {
+			t.Errorf("it came back after %v", took)
+		}
+		return err
+	}
+	if err := frozen(a, time.Second); !errors.Is(err, context.Canceled) {
+		t.Errorf("frozen source: %v", err)
+	}
+	writes := job.Stats.WriteOps.Load()
+	if writes > 0 {
+		t.Errorf("%d writes", writes)
+	}
+	job.Maps = nil // whose calls have a limit of their own
+	if err := frozen(b, 15*time.Second); !errors.Is(err, imagesync.ErrUncertain) {
+		t.Errorf("frozen destination: %v", err)
+	}
+	job.Maps = mapStore{p.dst.io, p.dst.id}
+	must(t, imagesync.Run(t.Context(), job))
+	p.start = job.Targets[0].Remote
+	p.compare()
+}

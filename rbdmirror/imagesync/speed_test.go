@@ -1,0 +1,70 @@
+package imagesync_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rbd"
+
+	"cephmirror/rbdmirror/imagesync"
+	"cephmirror/test/rbdimage"
+)
+
+// TestSpeed measures a first synchronisation and one of small scattered writes.
+func TestSpeed(t *testing.T) {
+	if os.Getenv("CEPHMIRROR_SPEED") == "" {
+		t.Skip("set CEPHMIRROR_SPEED to measure")
+	}
+	a, b := newSides(t)
+	p := newPair(t, a, b, rbdimage.Options{Size: 4 << 30, Features: rbdimage.Everything})
+	p.useMaps = os.Getenv("CEPHMIRROR_SPEED") != "nomaps"
+	defer func() {
+		for _, e := range []*end{p.src, p.dst} {
+			for _, s := range e.maker.Snaps() {
+				e.maker.RemoveSnap(s.Name)
+			}
+			e.maker.Remove()
+		}
+	}()
+	r := rand.New(rand.NewPCG(1, 1))
+	p.src.maker.Fill(1, 0, 1<<30)
+	run := func(what string) {
+		p.src.maker.Snap(strings.ReplaceAll(what, " ", "-"))
+		job := p.prepare()
+		begin := time.Now()
+		must(t, imagesync.Run(context.Background(), job))
+		took := time.Since(begin)
+		p.start = job.Targets[len(job.Targets)-1].Remote
+		s := job.Stats
+		t.Logf("%s: %v, %d listed, %d reads of %d bytes, %d writes of %d bytes, %d map writes, %s", what, took.Round(time.Millisecond),
+			s.Listed.Load(), s.ReadOps.Load(), s.Read.Load(), s.WriteOps.Load(), s.Written.Load(), s.MapWrites.Load(), memory())
+	}
+	run("first")
+	for i := range 2 {
+		p.src.maker.Edit(func(img *rbd.Image) error {
+			for range 16384 {
+				if _, err := img.WriteAt(rbdimage.Data(r.Uint64(), 4096), r.Int64N(1<<30/4096)*4096); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		run(fmt.Sprintf("scattered %d", i))
+	}
+	p.compare()
+}
+
+func memory() string {
+	b, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "VmHWM") {
+			return strings.Join(strings.Fields(line), " ")
+		}
+	}
+	return ""
+}
