@@ -172,7 +172,7 @@ func (p *rbdPool) midRBD(t *testing.T, m rbdimage.Maker, snap uint64) {
 	t.Helper()
 	to := p.other(m.Pool())
 	within(t, 40*time.Second, "the synchronisation to be under way", func() error {
-		snaps, err := to.Snaps(m.Name())
+		snaps, err := to.Peek(m.Name())
 		if err != nil {
 			return err
 		}

@@ -389,7 +389,7 @@ func statusPatience() time.Duration {
 // arrived tells whether the copy of a mirror snapshot, or of a later one, is
 // complete.
 func (p *rbdPool) arrived(m rbdimage.Maker, snap uint64) error {
-	snaps, err := p.other(m.Pool()).Snaps(m.Name())
+	snaps, err := p.other(m.Pool()).Peek(m.Name())
 	if err != nil {
 		return err
 	}
