@@ -31,20 +31,19 @@ func (c *calls) end() {
 	}
 }
 
-// wait waits until no call is under way, and reports whether that is so.
-func (c *calls) wait(limit time.Duration) bool {
+// wait waits until no call is under way, at most until ctx ends, and reports
+// whether that is so.
+func (c *calls) wait(ctx context.Context) bool {
 	c.mu.Lock()
 	idle := c.idle
 	c.mu.Unlock()
 	if idle == nil {
 		return true
 	}
-	t := time.NewTimer(limit)
-	defer t.Stop()
 	select {
 	case <-idle:
 		return true
-	case <-t.C:
+	case <-ctx.Done():
 		return false
 	}
 }

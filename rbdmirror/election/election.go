@@ -149,7 +149,7 @@ const (
 	// leaveLimit bounds how long leaving in order may take, and closeLimit how
 	// long calls are waited for after that.
 	leaveLimit = 5 * time.Second
-	closeLimit = 2 * time.Second
+	closeLimit = 4 * time.Second
 )
 
 func (o Options) withDefaults() Options {

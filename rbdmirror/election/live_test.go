@@ -5,7 +5,6 @@ package election_test
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -635,6 +634,7 @@ func actor(pool string) int {
 		}
 	}()
 	err = m.Run(ctx)
+	fmt.Println("lease", m.Lease().Valid())
 	fmt.Println("ended fenced", errors.Is(err, election.ErrFenced))
 	fmt.Fprintln(os.Stderr, "ended:", err)
 	if !errors.Is(err, election.ErrStuck) {
@@ -810,12 +810,6 @@ func TestShutOutByHand(t *testing.T) {
 		return among(one.rec.present(), "/"+one.InstanceID(), "/"+two.InstanceID())
 	})
 	for _, who := range []*member{two, one} {
-		var watchers struct {
-			Watchers []struct {
-				Addr struct{ Addr string } `json:"-"`
-			}
-		}
-		_ = watchers
 		addr := address(t, a, pool, "rbd_mirror_instance."+who.InstanceID())
 		run(t, a, "ceph", "osd", "blocklist", "add", addr)
 		var err error
@@ -900,5 +894,3 @@ func TestAFrozenOSD(t *testing.T) {
 	// Let the calls that were left behind come back.
 	wait(t, 30*time.Second, "the leader is alone", func() error { return among(one.rec.present(), present[0]) })
 }
-
-var _ = json.Valid

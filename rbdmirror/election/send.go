@@ -12,8 +12,9 @@ import (
 )
 
 // answerTimeout is how long the cluster waits for the answer to a request
-// before it is sent again, as with stock daemons.
-const answerTimeout = 5 * time.Second
+// before it is sent again. What is being asked cannot be taken back, so that it
+// is also for how long an instance that leaves may be held up.
+const answerTimeout = 3 * time.Second
 
 // Acquire tells an instance, which may be this one, to replicate an image and
 // waits for its answer. The error is ErrGone when it is not there.

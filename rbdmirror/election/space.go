@@ -320,9 +320,7 @@ func (sp *space) leave(ctx context.Context) error {
 
 // close ends what is left of a space. It reports whether nothing of it is in
 // use any more.
-func (sp *space) close() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
-	defer cancel()
+func (sp *space) close(ctx context.Context) bool {
 	sp.mu.Lock()
 	watch := sp.watch
 	sp.watch, sp.registered = nil, false
@@ -330,7 +328,7 @@ func (sp *space) close() bool {
 	if watch != nil {
 		closeWatch(&sp.m.calls, watch)
 	}
-	if sp.notifier.Drain(ctx) != nil || !sp.m.calls.wait(closeLimit) {
+	if !sp.m.calls.wait(ctx) || sp.notifier.Drain(ctx) != nil {
 		return false
 	}
 	sp.ioctx.Destroy()
@@ -340,6 +338,8 @@ func (sp *space) close() bool {
 // close ends what is left of the member. It reports whether nothing of it is in
 // use any more.
 func (m *Member) close() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
 	m.mu.Lock()
 	m.closed = true
 	open := m.retired
@@ -352,12 +352,12 @@ func (m *Member) close() bool {
 	if watch != nil {
 		closeWatch(&m.calls, watch)
 	}
-	ok := m.users.wait(closeLimit) && m.calls.wait(closeLimit)
+	ok := m.users.wait(ctx) && m.calls.wait(ctx)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, sp := range open {
 		wg.Go(func() {
-			closed := sp.close()
+			closed := sp.close(ctx)
 			mu.Lock()
 			defer mu.Unlock()
 			ok = ok && closed
