@@ -16,6 +16,8 @@ import (
 const (
 	// statusDelay gathers the status of several images.
 	statusDelay = 200 * time.Millisecond
+	// statusRetry is the wait after a failure.
+	statusRetry = time.Second
 	// statusInterval is how often all is written anew, as the stock daemon does.
 	statusInterval = 30 * time.Second
 	// statusBatch is how many images are written at once.
@@ -92,11 +94,14 @@ func (w *statusWriter) settle() {
 	defer w.writing.Unlock()
 }
 
-// flush writes what is pending.
-func (w *statusWriter) flush() {
+// flush writes what is pending. It returns false when something was left.
+func (w *statusWriter) flush() bool {
 	w.writing.Lock()
 	defer w.writing.Unlock()
 	for {
+		if !w.lease.Valid() {
+			return false
+		}
 		var batch []store.ImageStatus
 		w.mu.Lock()
 		now := time.Now()
@@ -110,8 +115,8 @@ func (w *statusWriter) flush() {
 			delete(w.pending, gid)
 		}
 		w.mu.Unlock()
-		if len(batch) == 0 || !w.lease.Valid() {
-			return
+		if len(batch) == 0 {
+			return true
 		}
 		if err := w.m.SetStatus(batch); err != nil {
 			w.log.Debug().Err(err).Msg("reporting the status of images")
@@ -122,7 +127,7 @@ func (w *statusWriter) flush() {
 				}
 			}
 			w.mu.Unlock()
-			return
+			return false
 		}
 	}
 }
@@ -140,11 +145,15 @@ func (w *statusWriter) run(ctx context.Context) {
 			continue
 		case <-w.wake:
 		}
-		w.flush()
+		wait := statusDelay
+		if !w.flush() {
+			wait = statusRetry
+			w.poke()
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(statusDelay):
+		case <-time.After(wait):
 		}
 	}
 }

@@ -110,9 +110,9 @@ func (sp *space) close() {
 	told := make(chan struct{})
 	sp.s.remoteCalls.Go(func() {
 		defer close(told)
-		sp.remoteStatus.flush()
+		_ = sp.remoteStatus.flush()
 	})
-	sp.localStatus.flush()
+	_ = sp.localStatus.flush()
 	select {
 	case <-told:
 	case <-time.After(lastWords):
