@@ -183,10 +183,16 @@ func (h *Header) Load() (*Image, error) {
 
 var errChanged = errors.New("header changed")
 
-const metadataPage = 1024
+const (
+	metadataPage = 1024
+	// snapshotPage is how many snapshots are asked for at once. An operation has
+	// room for a few ten thousand calls.
+	snapshotPage = 1000
+)
 
-// load reads everything in one operation. Which questions to ask depends on
-// what the header said before: errChanged if that no longer holds.
+// load reads everything in one operation, but for images with very many
+// snapshots. Which questions to ask depends on what the header said before:
+// errChanged if that no longer holds.
 func (h *Header) load(features uint64, ids []uint64) (*Image, error) {
 	calls := []cls.Call{
 		cls.GetSize(cls.NoSnap), cls.GetFeatures(true), cls.GetFlags(cls.NoSnap), cls.OpFeaturesGet(),
@@ -198,8 +204,11 @@ func (h *Header) load(features uint64, ids []uint64) (*Image, error) {
 	if striped {
 		calls = append(calls, cls.GetStripe())
 	}
+	all := ids
+	more := all[min(snapshotPage, len(all)):]
+	ids = all[:len(all)-len(more)]
 	for _, id := range ids {
-		calls = append(calls, cls.SnapshotGet(id), cls.GetProtection(id), cls.GetFlags(id), cls.ParentOverlapGet(id))
+		calls = append(calls, snapshotCalls(id)...)
 	}
 	replies, err := Read(h.ioctx, h.oid, calls...)
 	if err != nil {
@@ -244,15 +253,16 @@ func (h *Header) load(features uint64, ids []uint64) (*Image, error) {
 		check(err)
 	}
 	for range ids {
-		s, err := cls.DecodeSnapshotInfo(next())
-		check(err)
-		s.Protection, err = cls.DecodeProtection(next())
-		check(err)
-		s.Flags, err = cls.DecodeU64(next())
-		check(err)
-		s.ParentOverlap, err = cls.DecodeOptU64(next())
+		s, err := decodeSnapshot(next(), next(), next(), next())
 		check(err)
 		img.Snapshots = append(img.Snapshots, s)
+	}
+	for page := range slices.Chunk(more, snapshotPage) {
+		list, err := h.loadSnapshots(page, all)
+		if err != nil {
+			return nil, err
+		}
+		img.Snapshots = append(img.Snapshots, list...)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("%s: %w", h.oid, err)
@@ -260,7 +270,7 @@ func (h *Header) load(features uint64, ids []uint64) (*Image, error) {
 	if img.Order > 63 {
 		return nil, fmt.Errorf("%s: order %d: %w", h.oid, img.Order, syscall.EINVAL)
 	}
-	if !slices.Equal(now, ids) || (img.Features^features)&cls.FeatureStriping != 0 {
+	if !slices.Equal(now, all) || (img.Features^features)&cls.FeatureStriping != 0 {
 		return nil, errChanged
 	}
 	slices.SortFunc(img.Snapshots, func(a, b cls.Snapshot) int {
@@ -277,6 +287,51 @@ func (h *Header) load(features uint64, ids []uint64) (*Image, error) {
 		img.Metadata = rest
 	}
 	return img, nil
+}
+
+func snapshotCalls(id uint64) []cls.Call {
+	return []cls.Call{cls.SnapshotGet(id), cls.GetProtection(id), cls.GetFlags(id), cls.ParentOverlapGet(id)}
+}
+
+func decodeSnapshot(info, protection, flags, overlap []byte) (cls.Snapshot, error) {
+	s, err := cls.DecodeSnapshotInfo(info)
+	if err == nil {
+		s.Protection, err = cls.DecodeProtection(protection)
+	}
+	if err == nil {
+		s.Flags, err = cls.DecodeU64(flags)
+	}
+	if err == nil {
+		s.ParentOverlap, err = cls.DecodeOptU64(overlap)
+	}
+	return s, err
+}
+
+// loadSnapshots reads further snapshots. errChanged: those of the image are no
+// longer all.
+func (h *Header) loadSnapshots(ids, all []uint64) ([]cls.Snapshot, error) {
+	calls := []cls.Call{cls.GetSnapContext()}
+	for _, id := range ids {
+		calls = append(calls, snapshotCalls(id)...)
+	}
+	replies, err := Read(h.ioctx, h.oid, calls...)
+	if err != nil {
+		return nil, err
+	}
+	_, now, err := cls.DecodeSnapContext(replies[0])
+	if err == nil && !slices.Equal(now, all) {
+		return nil, errChanged
+	}
+	var list []cls.Snapshot
+	for r := range slices.Chunk(replies[1:], 4) {
+		s, err2 := decodeSnapshot(r[0], r[1], r[2], r[3])
+		err = errors.Join(err, err2)
+		list = append(list, s)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", h.oid, err)
+	}
+	return list, nil
 }
 
 // SetSize sets the head's size. Shrinking clips the parent's overlap.

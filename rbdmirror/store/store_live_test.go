@@ -258,6 +258,8 @@ func testLoad(t *testing.T, s *storetest.Site) {
 	id := value(dir.ID("stock"))(t)
 	h := store.NewHeader(io, id)
 	img := value(h.Load())(t)
+	data := value(store.DataContext(s.Conn, io, img.DataPool))(t)
+	defer data.Destroy()
 	if img.Size != 30*mib || img.StripeUnit != 65536 || img.StripeCount != 2 || img.DataPool != s.IO("data", "").GetPoolID() ||
 		!img.Has(cls.FeatureStriping|cls.FeatureDataPool) || img.SnapLimit != 7 || len(img.Metadata) != 3 || string(img.Metadata["key1"]) != "value1" {
 		t.Errorf("%+v", img)
@@ -327,6 +329,25 @@ func testLoad(t *testing.T, s *storetest.Site) {
 	}
 	close(stop)
 	must(t, <-done)
+	// more snapshots than a page; that they have no ids of the pool's own is
+	// nobody's business
+	from := value(store.CreateSnapID(data))(t)
+	for i := range uint64(2100) {
+		must(t, h.AddSnapshot(from+1+i, fmt.Sprint("many", i), cls.User))
+		if i == 3 {
+			must(t, h.SetSnapLimit(cls.NoLimit))
+		}
+	}
+	img = value(h.Load())(t)
+	if len(img.Snapshots) != 2102 {
+		t.Errorf("%d snapshots", len(img.Snapshots))
+	}
+	for i, s := range img.Snapshots[2:] {
+		if s.ID != from+1+uint64(i) || s.Name != fmt.Sprint("many", i) {
+			t.Fatalf("%d: %+v", i, s)
+		}
+		must(t, h.RemoveSnapshot(s.ID))
+	}
 }
 
 func testSnapshots(t *testing.T, s *storetest.Site) {
