@@ -59,10 +59,13 @@ const (
 
 // Reader gives out the entries of a journal in order.
 type Reader struct {
-	splay  uint64
-	limit  uint64 // of an entry
-	clock  Stamp
-	fresh  Stamp // tails that were seen earlier are to be looked at again
+	splay uint64
+	limit uint64 // of an entry
+	clock Stamp
+	// polled and fresh are how old the tail of the current object, and of all
+	// others, may be.
+	polled Stamp
+	fresh  Stamp
 	active uint64
 	// activeStamp and newestStamp tell when active and newest were raised.
 	activeStamp Stamp
@@ -107,7 +110,7 @@ func New(g Geometry, after format.Positions, minimum uint64) *Reader {
 		r.begun, r.tag, r.entry = true, p.Tag, p.Entry+1
 		r.newest, r.newestStamp = p.Tag, 1
 	}
-	r.fresh = 1
+	r.polled, r.fresh = 1, 1
 	return r
 }
 
@@ -142,8 +145,9 @@ func (r *Reader) WantLook() bool {
 	return over && !r.seeking && r.looked < stamp && len(r.splays[r.current()].queue) == 0
 }
 
-// Poll makes the reader look for new data.
-func (r *Reader) Poll() { r.fresh = r.now() }
+// Poll makes the reader look for new data where the next entry must be. If there
+// is any, it looks everywhere.
+func (r *Reader) Poll() { r.polled = r.now() }
 
 // Buffered returns how many bytes of the journal are held.
 func (r *Reader) Buffered() int {
@@ -204,6 +208,9 @@ func (r *Reader) Want(budget int) []Fetch {
 			continue
 		}
 		fresh := r.fresh
+		if i == 0 {
+			fresh = max(fresh, r.polled)
+		}
 		if stamp, ok := r.closed(s.object); ok {
 			fresh = max(fresh, stamp)
 		}
@@ -234,6 +241,9 @@ func (r *Reader) Fetched(f Fetch, data []byte) error {
 	s.fetching = false
 	if r.err != nil || f.Object != s.object || f.Offset != s.base+uint64(len(s.rest)) {
 		return r.err
+	}
+	if len(data) > 0 && s.tail != 0 {
+		r.fresh = max(r.fresh, r.polled)
 	}
 	if uint64(len(data)) < f.Length {
 		s.tail = f.stamp
