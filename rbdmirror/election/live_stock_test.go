@@ -283,6 +283,9 @@ func TestAboveAStockMember(t *testing.T) {
 			}
 		})
 	}
+	for i := range ids { // for a peer that has made itself known by now
+		run(t, b, "rbd", "mirror", "image", "snapshot", fmt.Sprintf("%s/image%d", pool, i))
+	}
 	wait(t, 30*time.Second, "it waits for slots", func() error {
 		if st := m.Status().Syncs; st.Running != 1 || st.Waiting == 0 {
 			return fmt.Errorf("%+v", st)
@@ -311,8 +314,6 @@ func TestAboveAStockMember(t *testing.T) {
 	must(t, m.Acquire(ctx, "", id, ids[0]))
 	must(t, m.PeerRemoved(ctx, "", id, ids[0], "00000000-0000-0000-0000-000000000000"))
 	wg.Wait()
-	_ = b
-
 	s.kill(syscall.SIGKILL)
 	took = wait(t, 45*time.Second, "ours knows of its death", func() error { return among(m.rec.present(), "/"+m.InstanceID()) })
 	t.Logf("its death was known after %v", took)
