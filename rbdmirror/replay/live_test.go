@@ -7,9 +7,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,6 +117,8 @@ type player struct {
 	out    replay.Outcome
 	err    error
 
+	writers sync.WaitGroup
+
 	mu  sync.Mutex
 	all []replay.Status
 }
@@ -156,6 +160,7 @@ func (p *pair) play(s *site, gid string, change ...func(*replay.Config)) *player
 	local, remote := s.Dial(), o.Dial()
 	stopLocal, stopRemote := watchMirroring(p.t, local, p.pool), watchMirroring(p.t, remote, p.pool)
 	pl := &player{p: p, local: s, gid: gid, done: make(chan struct{})}
+	news := []chan cls.SiteStatus{make(chan cls.SiteStatus, 1), make(chan cls.SiteStatus, 1)}
 	writers := []*store.Mirroring{store.NewMirroring(s.On(local, p.pool, "")), store.NewMirroring(o.On(remote, p.pool, ""))}
 	cfg := replay.Config{
 		Log:      zerolog.New(zerolog.NewTestWriter(p.t)).With().Timestamp().Str("on", s.name).Logger(),
@@ -168,14 +173,24 @@ func (p *pair) play(s *site, gid string, change ...func(*replay.Config)) *player
 			pl.mu.Lock()
 			pl.all = append(pl.all, st)
 			pl.mu.Unlock()
-			for i, w := range writers {
-				at := cls.SiteStatus{State: cls.StatusState(st.State), Description: st.Description, Up: true}
+			for i := range writers {
+				select {
+				case <-news[i]:
+				default:
+				}
+				news[i] <- cls.SiteStatus{State: cls.StatusState(st.State), Description: st.Description, Up: true}
+			}
+		},
+	}
+	for i, w := range writers {
+		pl.writers.Go(func() {
+			for at := range news[i] {
 				if i == 1 {
-					at.MirrorUUID = s.uuid(p)
+					at.MirrorUUID = cfg.Local.MirrorUUID
 				}
 				_ = w.SetStatus([]store.ImageStatus{{GlobalID: gid, Status: at}})
 			}
-		},
+		})
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -189,6 +204,10 @@ func (p *pair) play(s *site, gid string, change ...func(*replay.Config)) *player
 	}()
 	p.t.Cleanup(func() {
 		pl.stop()
+		for _, c := range news {
+			close(c)
+		}
+		pl.writers.Wait()
 		stopLocal()
 		stopRemote()
 	})
@@ -498,13 +517,13 @@ func TestLiveClones(t *testing.T) {
 		p.same(m)
 		t.Log(p.b.Run("rbd", "info", p.pool+"/"+m.Name()))
 		t.Log(p.b.Run("rbd", "children", "--all", p.pool+"/parent@base"))
+		m.Flatten()
+		players[i].wait(m, m.MirrorSnap())
+		p.same(m)
 		m.Resize(3*object + 1000)
 		players[i].wait(m, m.MirrorSnap())
 		p.same(m)
 		m.Resize(8 * object)
-		m.Flatten()
-		players[i].wait(m, m.MirrorSnap())
-		p.same(m)
 		m.RemoveSnap("a")
 		m.RemoveSnap("b")
 		m.Fill(5, 0, 1000)
@@ -524,4 +543,78 @@ func TestLiveClones(t *testing.T) {
 	p.same(parent)
 	t.Log(p.b.Run("rbd", "info", p.pool+"/parent"))
 	t.Log(p.snapshots(p.b, "parent"))
+}
+
+// freeze stops a cluster, until the function that it returns is called.
+func (s *site) freeze(t *testing.T) (thaw func()) {
+	t.Helper()
+	if err := s.Cluster.Signal(t.Context(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	thaw = sync.OnceFunc(func() {
+		if err := s.Cluster.Signal(context.Background(), syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// A remote cluster that does not answer holds up neither a forced promotion, in
+// the middle of a synchronisation, nor the end of the daemon. The image becomes
+// what it was at the last complete synchronisation.
+func TestLiveFrozen(t *testing.T) {
+	p := newPair(t)
+	m, _ := p.image("img", rbdimage.Options{Size: 128 * mib})
+	m.Fill(1, 0, 40*mib)
+	m.Snap("u")
+	m.Discard(0, mib)
+	good := m.MirrorSnap()
+	pl := p.play(p.b, m.GlobalID(), func(c *replay.Config) { c.Options.BytesPerSec = 24 * mib })
+	c := pl.wait(m, good)
+	pl.waitState(replay.StateReplaying, "idle")
+	m.Fill(2, 0, 100*mib)
+	m.Snap("too late")
+	m.MirrorSnap()
+	eventually(t, 20*time.Second, "the copy to be under way", func() error {
+		if st := pl.status(); !st.Syncing || st.ObjectsDone < 8 {
+			return fmt.Errorf("%d objects", st.ObjectsDone)
+		}
+		return nil
+	})
+	thaw := p.a.freeze(t)
+	began := time.Now()
+	stacks := time.AfterFunc(15*time.Second, func() {
+		buf := make([]byte, 1<<20)
+		t.Errorf("promoting takes long:\n%s\n%+v", buf[:runtime.Stack(buf, true)], pl.status())
+	})
+	p.b.Run("rbd", "mirror", "image", "promote", "--force", p.pool+"/img")
+	stacks.Stop()
+	t.Logf("promoting took %v", time.Since(began))
+	pl.waitState(replay.StateStopped, "")
+	c.Fill(9, 120*mib, mib) // nobody holds the lock
+	if took := pl.stopOnly(); took > 2*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+	thaw()
+	c.Discard(120*mib, mib)
+	diffs, err := rbdimage.Compare(m.At(good), c.At(rbdimage.Head))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range diffs {
+		t.Error(d)
+	}
+	if out := p.b.Run("rbd", "object-map", "check", p.pool+"/img"); strings.Contains(out, "error") {
+		t.Error(out)
+	}
+	t.Log(p.snapshots(p.b, "img"))
+}
+
+// stopOnly ends the daemon without waiting for calls that hang.
+func (pl *player) stopOnly() time.Duration {
+	began := time.Now()
+	pl.cancel()
+	<-pl.done
+	return time.Since(began)
 }
