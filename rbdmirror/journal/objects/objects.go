@@ -344,6 +344,9 @@ func (j *Journal) Trim(data *rados.IOContext, g Geometry, h *Header) (bool, erro
 	return trimmed, nil
 }
 
+// Trimmable says that there is something that Trim would remove.
+func (j *Journal) Trimmable(g Geometry, h *Header) bool { return trimTo(g, h) > h.Minimum }
+
 // trimTo returns the oldest object set that is needed.
 func trimTo(g Geometry, h *Header) uint64 {
 	oldest := h.Active

@@ -1,0 +1,63 @@
+package journal
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"cephmirror/internal/ceph"
+)
+
+// watch tells of notifications on an object. All are acknowledged at once: who
+// sent them waits for that.
+type watch struct {
+	watch *ceph.Watch
+	stop  chan struct{}
+	wg    sync.WaitGroup
+
+	mu   sync.Mutex
+	lost error
+}
+
+// newWatch watches an object. heard is called for each notification, and returns
+// what to answer; it must not block. It is called with nil when the watch is lost.
+func newWatch(ioctx *rados.IOContext, oid string, heard func(n *ceph.Notification) []byte) (*watch, error) {
+	w, err := ceph.NewWatch(ioctx, oid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: watching: %w", oid, err)
+	}
+	h := &watch{watch: w, stop: make(chan struct{})}
+	h.wg.Go(func() {
+		for {
+			select {
+			case n := <-w.Events():
+				// What cannot be acknowledged has to wait for its own timeout.
+				_ = w.Ack(n, heard(&n))
+			case err := <-w.Errors():
+				h.mu.Lock()
+				h.lost = fmt.Errorf("%s: the watch was lost: %w", oid, err)
+				h.mu.Unlock()
+				heard(nil)
+			case <-h.stop:
+				return
+			}
+		}
+	})
+	return h, nil
+}
+
+// err returns why the watch was lost, nil while it holds.
+func (w *watch) err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost
+}
+
+// close ends the watch. It asks the cluster, and so takes as long as that.
+func (w *watch) close() error {
+	close(w.stop)
+	err := w.watch.Close()
+	w.wg.Wait()
+	return err
+}
