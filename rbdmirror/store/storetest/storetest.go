@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ const (
 // Site is a cluster.
 type Site struct {
 	t       *testing.T
+	bed     *bed.Bed
 	Cluster *bed.Cluster
 	// Conn is a connection as the daemon has it: the user has the documented
 	// capabilities, no more.
@@ -64,7 +66,7 @@ func Start(t *testing.T, name string) *Site {
 			}
 		})
 	}
-	s := &Site{t: t, Cluster: c}
+	s := &Site{t: t, bed: b, Cluster: c}
 	if err := c.AddRBDMirrorUser(ctx, "mirror"); err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +75,27 @@ func Start(t *testing.T, name string) *Site {
 	}
 	s.Conn = s.Dial()
 	return s
+}
+
+// StartProcess starts a daemon, which ends with the test or when stop is called.
+func (s *Site) StartProcess(name string, args ...string) (stop func()) {
+	s.t.Helper()
+	p, err := s.bed.StartProcess(bed.ProcessSpec{Name: name, Args: args})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	stop = sync.OnceFunc(func() {
+		if s.t.Failed() {
+			s.t.Logf("the last of what %s said:\n%s", name, p.Log(40))
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), time.Minute)
+		defer cancel()
+		if err := p.Stop(ctx); err != nil {
+			s.t.Log(err)
+		}
+	})
+	s.t.Cleanup(stop)
+	return stop
 }
 
 // Dial opens a connection of its own, which ends with the test.
