@@ -60,7 +60,7 @@ func (n *numbers) next(at uint64) (uint64, bool) {
 // of the destination's head, nil if there is none.
 func (r *run) candidates(ctx context.Context, known *objectmap.Map) (*numbers, error) {
 	j := &r.Job
-	count := max(j.StartObjects, j.Flattened)
+	count := j.StartObjects
 	for _, t := range j.Targets {
 		count = max(count, t.Objects)
 	}
@@ -96,7 +96,6 @@ func (r *run) candidates(ctx context.Context, known *objectmap.Map) (*numbers, e
 		}
 		before = m
 	}
-	out.addRange(0, j.Flattened)
 	if known != nil {
 		// What the head's map does not reach is not known to exist in
 		// snapshots that are larger than it.

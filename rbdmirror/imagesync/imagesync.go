@@ -100,10 +100,7 @@ type Job struct {
 	// of the targets contain does not matter, except below Resume.
 	Maps ObjectMaps
 
-	// Flattened is for a source that has no parent any more, while the
-	// destination's head or one of its snapshots still has: how many objects
-	// the parent shows through at most. All of these that the source has are
-	// made sure to exist. After Run, the parent can be detached. 0 otherwise.
+	// Flattened is not used any more: see Flatten.
 	Flattened uint64
 
 	// Resume is the number that an interrupted Run, or a stock daemon, left

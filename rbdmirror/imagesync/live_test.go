@@ -133,11 +133,10 @@ func (m mapStore) Update(_ context.Context, snap, start, end uint64, s objectmap
 	return m.of(snap).Update(start, end, s, nil)
 }
 
-// prepare makes what the copy's header needs for the next synchronisation.
-func (p *pair) prepare() imagesync.Job {
+// job is what is known of a synchronisation before anything is made for it.
+func (p *pair) job() imagesync.Job {
 	p.t.Helper()
 	from, to := p.src.load(), p.dst.load()
-	maps := mapStore{p.dst.io, p.dst.id}
 	job := imagesync.Job{
 		Source: imagesync.Objects{IO: p.src.data, Prefix: from.Prefix}, Dest: imagesync.Objects{IO: p.dst.data, Prefix: to.Prefix},
 		ObjectSize: from.ObjectSize(), Start: p.start, Stats: &imagesync.Stats{},
@@ -148,9 +147,24 @@ func (p *pair) prepare() imagesync.Job {
 	for _, s := range to.Snapshots {
 		job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: to.Objects(s.Size)})
 	}
+	if p.maps {
+		job.Maps = mapStore{p.dst.io, p.dst.id}
+	}
+	return job
+}
+
+// prepare makes what the copy's header needs for the next synchronisation.
+func (p *pair) prepare() imagesync.Job {
+	p.t.Helper()
+	from, job := p.src.load(), p.job()
+	maps := mapStore{p.dst.io, p.dst.id}
 	for _, s := range from.Snapshots {
 		if s.ID <= p.start {
 			continue
+		}
+		// A source that shrank and grew again shows less of its parent.
+		if now := p.dst.load(); s.ParentOverlap != nil && now.ParentOverlap != nil && *s.ParentOverlap < *now.ParentOverlap {
+			must(p.t, p.dst.header.SetSize(*s.ParentOverlap))
 		}
 		must(p.t, p.dst.header.SetSize(s.Size))
 		if p.maps {
@@ -163,9 +177,6 @@ func (p *pair) prepare() imagesync.Job {
 		}
 		p.ids[s.ID] = id
 		job.Targets = append(job.Targets, imagesync.Target{Remote: s.ID, Local: id, Objects: from.Objects(s.Size)})
-	}
-	if p.maps {
-		job.Maps = maps
 	}
 	if p.useMaps {
 		source := mapStore{p.src.io, p.src.id}
@@ -184,6 +195,28 @@ func (p *pair) sync() *imagesync.Stats {
 	must(p.t, imagesync.Run(context.Background(), job))
 	p.start = job.Targets[len(job.Targets)-1].Remote
 	must(p.t, p.dst.header.Notify())
+	return job.Stats
+}
+
+// flatten makes the copy lose its parent, as the source has.
+func (p *pair) flatten() *imagesync.Stats {
+	p.t.Helper()
+	job := p.job()
+	to := p.dst.load()
+	var objects uint64
+	for _, s := range to.Snapshots {
+		if s.ParentOverlap != nil {
+			objects = max(objects, to.Objects(*s.ParentOverlap))
+		}
+	}
+	if to.ParentOverlap != nil {
+		objects = max(objects, to.Objects(*to.ParentOverlap))
+	}
+	must(p.t, imagesync.Flatten(p.t.Context(), job, objects))
+	p.t.Logf("%d objects of %d copied up", job.Stats.CopiedUp.Load(), objects)
+	if to.ParentOverlap != nil {
+		must(p.t, p.dst.header.DetachParent())
+	}
 	return job.Stats
 }
 
@@ -339,34 +372,20 @@ func TestClone(t *testing.T) {
 			scribble(t, r, parents.src.maker, 10)
 			parents.src.maker.Snap("base")
 			parents.sync()
-			clone := fmt.Sprintf("clone%d", r.Uint32())
+			clone := fmt.Sprintf("clone%d", rand.Uint32())
 			src := parents.src.maker.Clone("base", a.admin.Pool("rbd"), clone, o)
 			dst := parents.dst.maker.Clone("base", b.admin.Pool("rbd"), clone, o)
 			p := pairOf(t, a, b, src, dst)
 			p.rounds(r, 5)
 
-			overlap := p.dst.load()
 			p.src.maker.Snap("before")
 			p.sync()
 			p.src.maker.Flatten()
 			scribble(t, r, p.src.maker, 3)
 			p.src.maker.Snap("flat")
-			job := p.prepare()
-			for _, s := range overlap.Snapshots {
-				if s.ParentOverlap != nil {
-					job.Flattened = max(job.Flattened, overlap.Objects(*s.ParentOverlap))
-				}
-			}
-			if overlap.ParentOverlap != nil {
-				job.Flattened = max(job.Flattened, overlap.Objects(*overlap.ParentOverlap))
-			}
-			must(t, imagesync.Run(t.Context(), job))
-			p.start = job.Targets[len(job.Targets)-1].Remote
-			t.Logf("%d objects of %d copied up", job.Stats.CopiedUp.Load(), job.Flattened)
+			p.flatten()
 			p.compare()
-			if p.dst.load().ParentOverlap != nil {
-				must(t, p.dst.header.DetachParent())
-			}
+			p.sync()
 			p.compare()
 			p.rounds(r, 2)
 		})
@@ -509,15 +528,11 @@ func TestCopyUp(t *testing.T) {
 			p.compare()
 			p.src.maker.Flatten()
 			p.src.maker.Snap("s4")
-			job := p.prepare()
-			job.Flattened = 16
-			must(t, imagesync.Run(t.Context(), job))
-			p.start = job.Targets[0].Remote
-			if n := job.Stats.CopiedUp.Load(); n != 12 {
+			if n := p.flatten().CopiedUp.Load(); n != 12 {
 				t.Errorf("%d objects copied up by flattening", n)
 			}
 			p.compare()
-			must(t, p.dst.header.DetachParent())
+			p.sync()
 			p.compare()
 		})
 	}
@@ -539,13 +554,21 @@ func TestFrozen(t *testing.T) {
 		osd(s, syscall.SIGSTOP)
 		defer osd(s, syscall.SIGCONT)
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
+		defer cancel()
+		done := make(chan error, 1)
 		go func() { done <- imagesync.Run(ctx, job) }()
 		select {
 		case err := <-done:
 			t.Errorf("it came back without an answer: %v", err)
 			return err
 		case <-time.After(time.Second):
+		}
+		deadline := time.Now().Add(time.Minute)
+		for job.Stats.Total.Load() == 0 || s.Cluster == b.Cluster && job.Stats.WriteOps.Load() == 0 {
+			if time.Now().After(deadline) {
+				t.Fatal("it does not get to the point")
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
 		cancel()
 		began := time.Now()

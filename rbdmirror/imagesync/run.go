@@ -95,10 +95,15 @@ func contextsOf(existing []Snapshot, targets []Target) [][]uint64 {
 // takes to answer, and writes nothing any more: only writes that were sent are
 // waited for.
 func Run(ctx context.Context, j Job) error {
-	r := &run{Job: j}
+	r := newRun(j)
 	if err := r.check(); err != nil {
 		return fmt.Errorf("synchronising image: %w", err)
 	}
+	return r.bounded(ctx, r.all)
+}
+
+func newRun(j Job) *run {
+	r := &run{Job: j}
 	if r.Memory == nil {
 		r.Memory = NewBudget(DefaultBudget)
 	}
@@ -115,6 +120,14 @@ func Run(ctx context.Context, j Job) error {
 	for _, t := range r.Targets {
 		r.remotes = append(r.remotes, t.Remote)
 	}
+	if r.Maps != nil {
+		r.mapSet = &mapSet{io: r.Maps, stats: r.Stats, maps: make(map[uint64]*objectmap.Map)}
+	}
+	return r
+}
+
+// bounded runs f; writes that f has sent when ctx ends get some time more.
+func (r *run) bounded(ctx context.Context, f func(context.Context) error) error {
 	writes, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	r.writes = writes
@@ -123,22 +136,19 @@ func Run(ctx context.Context, j Job) error {
 		context.AfterFunc(writes, func() { timer.Stop() })
 	})
 	defer stop()
-	if err := r.all(ctx); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, ErrUncertain) {
-			return cause
-		}
-		return err
+	err := f(ctx)
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, ErrUncertain) {
+		return cause
 	}
-	return nil
+	return err
 }
 
 func (r *run) all(ctx context.Context) error {
 	var known *objectmap.Map
-	if r.Maps != nil {
+	if r.mapSet != nil {
 		if err := r.mayWrite(ctx); err != nil {
 			return err
 		}
-		r.mapSet = &mapSet{io: r.Maps, stats: r.Stats, maps: make(map[uint64]*objectmap.Map)}
 		var err error
 		if known, err = r.mapSet.begin(ctx, r.Targets, r.Resume); err != nil {
 			return err
@@ -225,27 +235,34 @@ func (r *run) plan(ctx context.Context, todo *numbers, known *objectmap.Map, wor
 // changed, or whose states have.
 func (r *run) planBatch(ctx context.Context, batch []uint64, known *objectmap.Map) ([]*task, error) {
 	tasks := make([]*task, len(batch))
-	g, ctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	for range min(len(batch), 2*r.Concurrency) {
-		g.Go(func() error {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(batch) {
-					return nil
-				}
-				t, err := r.planObject(ctx, batch[i], known)
-				if err != nil {
-					return err
-				}
-				tasks[i] = t
-			}
-		})
-	}
-	if err := g.Wait(); err != nil {
+	err := each(ctx, len(batch), 2*r.Concurrency, func(ctx context.Context, i int) (err error) {
+		tasks[i], err = r.planObject(ctx, batch[i], known)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(tasks, func(t *task) bool { return t == nil }), nil
+}
+
+// each calls f for all numbers below n, some of them at once.
+func each(ctx context.Context, n, atOnce int, f func(ctx context.Context, i int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(n, atOnce) {
+		g.Go(func() error {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return nil
+				}
+				if err := f(ctx, i); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return g.Wait()
 }
 
 func (r *run) planObject(ctx context.Context, k uint64, known *objectmap.Map) (*task, error) {
@@ -263,14 +280,6 @@ func (r *run) planObject(ctx context.Context, k uint64, known *objectmap.Map) (*
 		return nil, fmt.Errorf("object %s: %w", r.Source.name(k), err)
 	}
 	has := known == nil || k >= known.Len() || known.Get(k) != objectmap.NonExistent
-	if k < r.Flattened && t.intervals[0].Existed {
-		here, err := ceph.ListObjectSnaps(ctx, r.Dest.IO, r.Dest.name(k))
-		if err != nil {
-			return nil, err
-		}
-		has = len(here.Clones) > 0 && here.Clones[len(here.Clones)-1].ID == ceph.SnapHead
-		t.copyUp = !has
-	}
 	quiet := !t.copyUp && !r.FullCompare
 	for _, v := range t.intervals {
 		if v.Partial() && !has {
