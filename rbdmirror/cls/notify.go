@@ -10,13 +10,34 @@ import (
 type HeaderOp uint32
 
 const (
-	HeaderAcquiredLock HeaderOp = 0
-	HeaderReleasedLock HeaderOp = 1
-	HeaderRequestLock  HeaderOp = 2
-	HeaderUpdate       HeaderOp = 3
-	HeaderQuiesce      HeaderOp = 18
-	HeaderUnquiesce    HeaderOp = 19
+	HeaderAcquiredLock HeaderOp = iota
+	HeaderReleasedLock
+	HeaderRequestLock // the holder of the lock is to give it up
+	HeaderUpdate      // the header changed
+	HeaderAsyncProgress
+	HeaderAsyncComplete
+	HeaderFlatten // this and the following ask the holder of the lock for a change
+	HeaderResize
+	HeaderSnapCreate
+	HeaderSnapRemove
+	HeaderRebuildObjectMap
+	HeaderSnapRename
+	HeaderSnapProtect
+	HeaderSnapUnprotect
+	HeaderRename
+	HeaderUpdateFeatures
+	HeaderMigrate
+	HeaderSparsify
+	HeaderQuiesce // everybody is to hold writes back for a moment
+	HeaderUnquiesce
+	HeaderMetadataUpdate // asks the holder of the lock
 )
+
+// AsksHolder reports whether the operation wants something of the holder of the
+// image's lock: the lock, or a change.
+func (o HeaderOp) AsksHolder() bool {
+	return o == HeaderRequestLock || o >= HeaderFlatten && o <= HeaderSparsify || o == HeaderMetadataUpdate
+}
 
 // ClientID names an open image in notifications: the client's number and its
 // watch on the header.

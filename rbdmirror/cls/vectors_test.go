@@ -245,6 +245,18 @@ func TestMeanings(t *testing.T) {
 	check("acquired lock", HeaderNotify{Op: HeaderAcquiredLock, Client: ClientID{5, 6}}, h, err)
 }
 
+func TestHeaderOps(t *testing.T) {
+	for op, want := range map[HeaderOp]bool{0: false, 1: false, 2: true, 3: false, 5: false, 6: true, 8: true, 17: true, 18: false,
+		19: false, 20: true, 21: false} {
+		if op.AsksHolder() != want {
+			t.Errorf("operation %d: %v", op, !want)
+		}
+	}
+	if HeaderQuiesce != 18 || HeaderSnapCreate != 8 || HeaderMetadataUpdate != 20 {
+		t.Error("operations are numbered wrongly")
+	}
+}
+
 func TestCalls(t *testing.T) {
 	v := vectors(t)
 	const gid, id = "296038a7-55d1-43db-b571-cf247762e10b", "109fd75dc787"
