@@ -10,6 +10,7 @@ import (
 
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/objectmap"
 	"cephmirror/rbdmirror/replay/plan"
 	"cephmirror/rbdmirror/store"
@@ -342,7 +343,7 @@ func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
 	case want == nil:
 		if e.head.Has(cls.FeatureDeepFlatten) {
 			if e.want.Features&cls.FeatureDeepFlatten != 0 {
-				return nil // all snapshots lose it at once, in the end
+				return e.flatten(ctx, v)
 			}
 			if err := e.h.SetFeatures(0, cls.FeatureDeepFlatten); err != nil {
 				return err
@@ -351,8 +352,19 @@ func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
 		return e.detachParent()
 	case have != nil && *have == *want:
 		return nil
+	case have != nil && *have > *want:
+		// The remote image was smaller for a while.
+		if err := e.h.SetSize(*want); err != nil {
+			return err
+		}
+		if err := e.h.SetSize(s.Size); err != nil {
+			return err
+		}
+		overlap := *want
+		e.head.ParentOverlap = &overlap
+		return nil
 	case *want == 0:
-		return nil // it is clipped by the size
+		return nil
 	}
 	spec := e.head.Parent
 	if !spec.Exists() {
@@ -372,6 +384,39 @@ func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
 	overlap := *want
 	e.head.ParentOverlap = &overlap
 	return nil
+}
+
+// flatten does what deep flattening did to the remote image: no snapshot shows
+// the parent any more.
+func (e *editor) flatten(ctx context.Context, v *view) error {
+	var objects uint64
+	reach := func(overlap *uint64) {
+		if overlap != nil {
+			objects = max(objects, e.head.Objects(*overlap))
+		}
+	}
+	reach(e.head.ParentOverlap)
+	for _, s := range e.head.Snapshots {
+		reach(s.ParentOverlap)
+	}
+	if base := v.step.Sync.Base; base != nil && v.remote.head.Snapshot(base.Remote) != nil {
+		job, err := e.r.bareJob(v, e)
+		if err != nil {
+			return err
+		}
+		job.Start = base.Remote
+		for _, s := range e.head.Snapshots {
+			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: e.head.Objects(s.Size)})
+		}
+		e.r.log.Info().Uint64("objects", objects).Msg("the remote image has lost its parent")
+		if err := imagesync.Flatten(ctx, *job, objects); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("flattening the local image: %w", err)
+		}
+	}
+	return e.detachParent()
 }
 
 // detachParent cuts the head from its parent, and with deep flattening the

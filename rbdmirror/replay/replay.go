@@ -174,6 +174,7 @@ type Replayer struct {
 	wake    chan struct{} // capacity 1: look again
 	full    atomic.Bool
 	lapse   atomic.Pointer[context.CancelCauseFunc] // ends the present step
+	holding atomic.Bool                             // the lock is held
 	reports reporter
 	flushes flushes
 

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ceph/go-ceph/rados"
+
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/imagesync"
@@ -21,11 +23,16 @@ const (
 	demotedPoll    = time.Second
 	demotedPollMax = 5 * time.Second
 	primaryPoll    = 10 * time.Second
+	// yieldFor is how long the lock is left to whoever wanted it, unless the
+	// header tells earlier what for.
+	yieldFor = 3 * time.Second
 )
 
 var (
 	// errRole: somebody makes the local image primary.
 	errRole = errors.New("the local image is being promoted")
+	// errYield: somebody wants the lock of the local image.
+	errYield = errors.New("the lock of the local image is wanted")
 	// errLease: nothing may be written.
 	errLease = errors.New("the host does not renew the lease")
 	// errEnded is the answer to those who wait when Run ends.
@@ -118,6 +125,12 @@ func (r *Replayer) run(ctx context.Context) (Outcome, error) {
 			failures = 0
 			r.first = true
 			continue
+		case errors.Is(err, errYield):
+			r.unlock()
+			r.giveSlot()
+			r.first = true
+			answer(waiters, err)
+			wait = yieldFor
 		case err != nil:
 			failures++
 			wait = r.backoff(failures)
@@ -241,8 +254,8 @@ func (r *Replayer) pass(ctx context.Context) (Outcome, *view, error) {
 	r.lapse.Store(&cancel)
 	defer r.lapse.Store(nil)
 	out, v, err := r.passOnce(ctx)
-	if cause := context.Cause(ctx); errors.Is(cause, errRole) {
-		return Ended, v, errRole
+	if cause := context.Cause(ctx); errors.Is(cause, errRole) || errors.Is(cause, errYield) {
+		return Ended, v, cause
 	}
 	return out, v, err
 }
@@ -325,7 +338,7 @@ func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error)
 	if want && r.remoteWatch == nil {
 		id := v.remote.image.ID
 		r.remoteWatch, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*headerWatch, error) {
-			return watchHeader(r.remote.ioctx, id, r.remote.client, r.Kick)
+			return watchHeader(r.remote.ioctx, id, r.remote.client, r.Kick, func() {})
 		}, func(w *headerWatch) { _ = w.close() })
 		if err != nil {
 			return again, remoteError{err}
@@ -342,17 +355,26 @@ func (r *Replayer) watchLocal(id string) error {
 	w, err := watchHeader(r.local.ioctx, id, r.local.client, func() {
 		img, err := header.Load()
 		if err == nil && plan.Promoted(&plan.Header{Features: img.Features, Snapshots: img.Snapshots}) {
-			if cancel := r.lapse.Load(); cancel != nil {
-				(*cancel)(errRole)
-			}
+			r.interrupt(errRole)
 		}
 		r.Kick()
+	}, func() {
+		if r.holding.Load() {
+			r.interrupt(errYield)
+		}
 	})
 	if err != nil {
 		return err
 	}
 	r.watch = w
 	return nil
+}
+
+// interrupt ends the present step.
+func (r *Replayer) interrupt(why error) {
+	if cancel := r.lapse.Load(); cancel != nil {
+		(*cancel)(why)
+	}
 }
 
 // rest reports a state in which there is nothing to do.
@@ -429,6 +451,7 @@ func (r *Replayer) takeLock(ctx context.Context, id string) error {
 		err := lock.Acquire(cookie)
 		if err == nil {
 			r.lock = heldLock{id, cookie}
+			r.holding.Store(true)
 			return nil
 		}
 		if !ceph.Is(err, syscall.EBUSY) {
@@ -480,9 +503,21 @@ func (r *Replayer) unlock() {
 	}
 	l := r.lock
 	r.lock = heldLock{}
+	r.holding.Store(false)
 	if err := store.NewLock(r.local.ioctx, store.HeaderObject(l.image)).Release(l.cookie); err != nil {
 		r.log.Debug().Err(err).Msg("releasing the lock of the local image")
+		return
 	}
+	if handle, ok := cls.ParseAutoCookie(l.cookie); ok {
+		n := cls.HeaderNotify{Op: cls.HeaderReleasedLock, Client: cls.ClientID{Client: r.local.client, Handle: handle}}
+		r.calls.wg.Go(func() { _ = notifyHeader(r.local.ioctx, l.image, n) })
+	}
+}
+
+// notifyHeader tells the watchers of an image's header something.
+func notifyHeader(ioctx *rados.IOContext, image string, n cls.HeaderNotify) error {
+	_, _, err := ioctx.NotifyWithTimeout(store.HeaderObject(image), n.Encode(), 5*time.Second)
+	return err
 }
 
 // header returns the local header for changes, which fail once the lock is

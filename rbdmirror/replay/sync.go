@@ -145,6 +145,11 @@ func (e *editor) resize(ctx context.Context, v *view, s cls.Snapshot) error {
 	if err := e.ready(ctx); err != nil {
 		return err
 	}
+	if s.ParentOverlap == nil {
+		if err := e.setParent(ctx, v, s); err != nil {
+			return err
+		}
+	}
 	if e.hasMap() {
 		if err := e.objectMap(cls.NoSnap).Resize(e.head.Objects(s.Size), objectmap.NonExistent); err != nil {
 			return err
@@ -268,11 +273,6 @@ func (r *Replayer) transfer(ctx context.Context, v *view) error {
 	if err := e.ready(ctx); err != nil {
 		return err
 	}
-	if sync.End.ParentOverlap == nil && e.head.ParentOverlap != nil {
-		if err := e.detachParent(); err != nil {
-			return err
-		}
-	}
 	if err := e.h.SetCopyProgress(sync.Local, true, e.head.Objects(sync.End.Size)); err != nil {
 		return err
 	}
@@ -304,6 +304,35 @@ func (r *Replayer) transfer(ctx context.Context, v *view) error {
 // job describes the copy for imagesync.
 func (r *Replayer) job(ctx context.Context, v *view, e *editor) (*imagesync.Job, error) {
 	sync, remote := v.step.Sync, v.remote.head
+	job, err := r.bareJob(v, e)
+	if err != nil {
+		return nil, err
+	}
+	job.Resume, job.FullCompare = sync.First, sync.Full
+	job.SaveProgress = func(_ context.Context, object uint64) error { return e.h.SetCopyProgress(sync.Local, false, object) }
+	if sync.Base != nil && !sync.Full {
+		job.Start = sync.Base.Remote
+		job.StartObjects = remote.Objects(remote.Snapshot(job.Start).Size)
+	}
+	for _, l := range sync.Chain {
+		if l.Local == 0 {
+			return nil, fmt.Errorf("there is no local snapshot for the remote one %d (%s)", l.Remote.ID, l.Remote.Name)
+		}
+		job.Targets = append(job.Targets, imagesync.Target{Remote: l.Remote.ID, Local: l.Local, Objects: remote.Objects(l.Remote.Size)})
+	}
+	job.Targets = append(job.Targets, imagesync.Target{Remote: sync.End.ID, Local: sync.Local, Objects: remote.Objects(sync.End.Size)})
+	for _, s := range e.head.Snapshots {
+		if !slices.ContainsFunc(job.Targets, func(t imagesync.Target) bool { return t.Local == s.ID }) {
+			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: e.head.Objects(s.Size)})
+		}
+	}
+	job.SourceMaps = r.sourceMaps(ctx, v, job.Start)
+	return job, nil
+}
+
+// bareJob describes both images for imagesync.
+func (r *Replayer) bareJob(v *view, e *editor) (*imagesync.Job, error) {
+	remote := v.remote.head
 	source, err := r.remote.dataContext(remote.DataPool)
 	if err != nil {
 		return nil, remoteError{err}
@@ -312,42 +341,11 @@ func (r *Replayer) job(ctx context.Context, v *view, e *editor) (*imagesync.Job,
 		Source:     imagesync.Objects{IO: source, Prefix: remote.Prefix},
 		Dest:       imagesync.Objects{IO: e.data, Prefix: e.head.Prefix},
 		ObjectSize: e.head.ObjectSize(),
-		Resume:     sync.First, FullCompare: sync.Full,
-		Memory: r.cfg.Memory, Limit: r.rate, Concurrency: r.opts.ObjectsAhead, Stats: &imagesync.Stats{},
-		SaveProgress: func(_ context.Context, object uint64) error { return e.h.SetCopyProgress(sync.Local, false, object) },
+		Memory:     r.cfg.Memory, Limit: r.rate, Concurrency: r.opts.ObjectsAhead, Stats: &imagesync.Stats{},
 	}
 	if r.cfg.Lease != nil {
 		job.Lease = r.cfg.Lease
 	}
-	if sync.Base != nil && !sync.Full {
-		job.Start = sync.Base.Remote
-		job.StartObjects = remote.Objects(remote.Snapshot(job.Start).Size)
-	}
-	targets := map[uint64]bool{sync.Local: true}
-	for _, l := range sync.Chain {
-		if l.Local == 0 {
-			return nil, fmt.Errorf("there is no local snapshot for the remote one %d (%s)", l.Remote.ID, l.Remote.Name)
-		}
-		targets[l.Local] = true
-		job.Targets = append(job.Targets, imagesync.Target{Remote: l.Remote.ID, Local: l.Local, Objects: remote.Objects(l.Remote.Size)})
-	}
-	job.Targets = append(job.Targets, imagesync.Target{Remote: sync.End.ID, Local: sync.Local, Objects: remote.Objects(sync.End.Size)})
-	for _, s := range e.head.Snapshots {
-		if !targets[s.ID] {
-			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: e.head.Objects(s.Size)})
-		}
-	}
-	if sync.End.ParentOverlap == nil {
-		if o := e.head.ParentOverlap; o != nil {
-			job.Flattened = e.head.Objects(*o)
-		}
-		for _, s := range e.head.Snapshots {
-			if s.ParentOverlap != nil {
-				job.Flattened = max(job.Flattened, e.head.Objects(*s.ParentOverlap))
-			}
-		}
-	}
-	job.SourceMaps = r.sourceMaps(ctx, v, job.Start)
 	if e.hasMap() && e.head.Flags&cls.FlagObjectMapInvalid == 0 {
 		job.Maps = &localMaps{e}
 	}

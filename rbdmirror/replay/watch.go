@@ -3,6 +3,7 @@ package replay
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 
@@ -23,10 +24,28 @@ type headerWatch struct {
 	lost error
 }
 
+// beforeAck is how long whoever wants the holder of the lock to do something is
+// kept waiting: it asks again and again until the lock is free.
+const beforeAck = 20 * time.Millisecond
+
+// wantsLock reports whether a notification is meant for the holder of the image's
+// lock: that it release the lock, or do something for the sender, which we
+// answer by releasing it, too. Otherwise it tells of something that was done.
+func wantsLock(op cls.HeaderOp) bool {
+	switch op {
+	case cls.HeaderRequestLock:
+		return true
+	case cls.HeaderAcquiredLock, cls.HeaderReleasedLock, cls.HeaderUpdate, cls.HeaderQuiesce, cls.HeaderUnquiesce:
+		return false
+	}
+	const progress, complete = 4, 5
+	return op != progress && op != complete
+}
+
 // watchHeader watches the header of an image. changed is called when somebody
-// else has changed it, or wants its lock, and when the watch is lost. It may
-// take its time.
-func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func()) (*headerWatch, error) {
+// else has changed it, and when the watch is lost. It may take its time. wanted
+// is called when somebody else wants the lock.
+func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed, wanted func()) (*headerWatch, error) {
 	w, err := ceph.NewWatch(ioctx, store.HeaderObject(image), 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: watching: %w", store.HeaderObject(image), err)
@@ -43,10 +62,14 @@ func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(
 		for {
 			select {
 			case n := <-w.Events():
+				m, err := cls.DecodeHeaderNotify(n.Data)
+				if err == nil && n.Notifier != own && wantsLock(m.Op) {
+					wanted()
+					time.Sleep(beforeAck)
+				}
 				// What cannot be acknowledged has to wait for its own timeout.
 				_ = w.Ack(n, nil)
-				m, err := cls.DecodeHeaderNotify(n.Data)
-				if err == nil && n.Notifier != own && (m.Op == cls.HeaderUpdate || m.Op == cls.HeaderRequestLock) {
+				if err == nil && n.Notifier != own && m.Op == cls.HeaderUpdate {
 					tell()
 				}
 			case err := <-w.Errors():
