@@ -78,8 +78,8 @@ type hold struct {
 	wg     sync.WaitGroup
 }
 
-// roFS is what requests to the holder of the lock are answered with: that it
-// will not give it up.
+// roFS is what requests to the holder of the lock are answered with: that it does
+// nothing for anybody.
 const roFS = -int32(syscall.EROFS)
 
 // take takes the exclusive lock. ENOENT: there is no header.
@@ -98,7 +98,7 @@ func (i Image) take() (h *hold, err error) {
 			select {
 			case n := <-h.watch.Events():
 				var answer []byte
-				if m, err := cls.DecodeHeaderNotify(n.Data); err == nil && m.Op == cls.HeaderRequestLock {
+				if m, err := cls.DecodeHeaderNotify(n.Data); err == nil && m.Op.AsksHolder() {
 					answer = cls.EncodeHeaderResponse(roFS)
 				}
 				// What cannot be acknowledged has to wait for its own timeout.
