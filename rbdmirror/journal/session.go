@@ -102,6 +102,10 @@ type session struct {
 	gone   chan struct{}
 	count  counters
 	clock  lag.Clock
+	// read is the last entry read, and known the last one that was there when
+	// all were read for the first time.
+	read, known   format.Position
+	reached, told bool
 	// newestTime and doneTime are of the last entry read, and carried out.
 	newestTime, doneTime time.Time
 	average              float64 // bytes of payload per entry
@@ -130,12 +134,13 @@ const (
 
 // run follows the journal. It returns why it ends; nothing is under way then, but
 // reads and calls to the source that hang.
-func (s *session) run(ctx context.Context, rec plan.Record, exact bool) error {
+func (s *session) run(ctx context.Context, rec plan.Record) error {
 	s.events, s.gone = make(chan func(), 64), make(chan struct{})
 	s.reader = stream.New(stream.Geometry{Order: s.source.geometry.Order, Splay: s.source.geometry.Splay}, rec.Done, s.header.Minimum)
 	s.planner = plan.New(s.source.geometry.Splay, rec.Progress)
-	s.applier = apply.New(s.target, rec, exact)
+	s.applier = apply.New(s.target, rec)
 	s.progress = rec.Progress
+	s.read, _ = rec.Done.First()
 	s.tags = make(map[uint64]format.TagData)
 	now := time.Now()
 	s.lastData, s.lastCommit, s.lastCheckpoint, s.lastLook = now, now, now, now
@@ -280,6 +285,10 @@ func (s *session) take(now time.Time) error {
 				if !s.newestTime.IsZero() && s.lastData.Equal(now) {
 					s.clock.Live(s.newestTime, now)
 				}
+				if !s.reached && s.reader.AtEnd() {
+					// Whatever another daemon may have done is known now.
+					s.reached, s.known = true, s.read
+				}
 				return nil
 			}
 			event, at, err := format.DecodeEvent(e.Payload)
@@ -293,6 +302,7 @@ func (s *session) take(now time.Time) error {
 			if !at.IsZero() {
 				s.newestTime = at
 			}
+			s.read = e.Position
 			s.lastData = now
 			s.average += (float64(len(e.Payload)) - s.average) / 64
 		}
@@ -459,6 +469,10 @@ func (s *session) start(ctx context.Context) {
 	if !ok {
 		return
 	}
+	if s.reached && !s.told {
+		s.told = true
+		s.applier.Until(s.known)
+	}
 	s.work = w
 	if e, ok := w.(*plan.Epoch); ok {
 		data, known := s.tags[e.Tag]
@@ -542,9 +556,6 @@ func (s *session) done(w plan.Work, progress plan.Progress, began time.Time, err
 	}
 	if lineage.Orphan(s.newest) && sum.Entries > 0 {
 		s.end(errDemoted)
-	}
-	if p, ok := progress.Done.First(); ok && p.Compare(s.master) >= 0 {
-		s.applier.Exact()
 	}
 }
 

@@ -37,20 +37,21 @@ type Applier struct {
 	copy  Copy
 	rec   plan.Record // of what is done, as it would be stored
 	dirty bool        // it is not stored
-	exact bool
 }
 
-// New returns an applier that goes on from a record. exact is what plan.Resume says
-// of it.
-func New(c Copy, rec plan.Record, exact bool) *Applier {
-	return &Applier{copy: c, rec: rec, exact: exact, dirty: true}
-}
+// New returns an applier that goes on from a record.
+func New(c Copy, rec plan.Record) *Applier { return &Applier{copy: c, rec: rec, dirty: true} }
 
 // Progress returns how far everything is done and durable.
 func (a *Applier) Progress() plan.Progress { return a.rec.Progress }
 
-// Exact tells that from here on nothing of another daemon's work can be met.
-func (a *Applier) Exact() { a.exact = true }
+// Until tells, if it was not known, up to where operations may have had their
+// effect already.
+func (a *Applier) Until(p format.Position) {
+	if a.rec.Until == plan.Unknown {
+		a.rec.Until, a.dirty = p, true
+	}
+}
 
 // Under tells under what lock steps are carried out from now on, and what the
 // newest epoch of the copy's journal is. It is stored at once.
@@ -94,7 +95,8 @@ func (a *Applier) Do(ctx context.Context, w plan.Work) error {
 		// Writes since the last record may be repeated: nothing of the operation
 		// is to be seen before its end, or it is absolute as they are.
 		next.Compared = false
-		if err := a.copy.Operate(ctx, w.Op, a.exact, next); err != nil {
+		at, _ := next.Done.First()
+		if err := a.copy.Operate(ctx, w.Op, a.rec.Exact(at), next); err != nil {
 			return err
 		}
 		a.rec, a.dirty = next, false

@@ -248,7 +248,8 @@ func replay(t *rapid.T, h *history, m *model, limits plan.Limits, check func(n i
 	if !exact && stored != nil {
 		t.Fatal("the record is not trusted")
 	}
-	a := New(m, rec, true)
+	rec.Until = format.Position{} // nobody else is at work
+	a := New(m, rec)
 	if err := a.Under(ctx, "lock", m.localTag); err != nil {
 		return err
 	}

@@ -22,10 +22,19 @@ type Record struct {
 	Lock     string
 	LocalTag uint64
 	Progress
+	// Until is up to where operations may have had their effect already, because
+	// another daemon was at work, or because a copy was made while they went on.
+	Until format.Position
 	// Compared is set while a compare-and-write is carried out that was found to
 	// be due: the entry after Done.
 	Compared bool
 }
+
+// Unknown stands for Until as long as it is not known.
+var Unknown = format.Position{Tag: ^uint64(0), Entry: ^uint64(0)}
+
+// Exact says that an entry, and all after it, had no effect yet.
+func (r *Record) Exact(p format.Position) bool { return p.Compare(r.Until) > 0 }
 
 // RecordKey is where the record is in the omap of the header.
 const RecordKey = "cephmirror_journal_progress"
@@ -39,6 +48,8 @@ func (r Record) Encode() []byte {
 		w.Str(r.Lock)
 		w.U64(r.LocalTag)
 		w.Blob(r.Done.Encode())
+		w.U64(r.Until.Tag)
+		w.U64(r.Until.Entry)
 		w.Bool(r.Compared)
 		w.U32(uint32(len(r.Pending)))
 		for _, p := range r.Pending {
@@ -57,6 +68,7 @@ func DecodeRecord(b []byte) (Record, error) {
 		rec.MirrorUUID, rec.ImageID = r.Str(), r.Str()
 		rec.Lock, rec.LocalTag = r.Str(), r.U64()
 		rec.Done = positions(r)
+		rec.Until = format.Position{Tag: r.U64(), Entry: r.U64()}
 		rec.Compared = r.Bool()
 		for range r.Count(8) {
 			rec.Pending = append(rec.Pending, Pending{operation(r), positions(r)})
@@ -101,9 +113,9 @@ type Found struct {
 // Resume returns from where to go on: the copy's own record, or what the journal
 // was told, if the record is of another journal or another daemon was at work since.
 // Such a daemon may have carried out entries again that lie between the two; it
-// has taken the lock by then, and added an epoch to the copy's journal. exact says
-// that everything up to there is done and nothing after it, but for writes.
-func Resume(f Found) (r Record, exact bool) {
+// has taken the lock by then, and added an epoch to the copy's journal. own tells that
+// the record was used.
+func Resume(f Found) (r Record, own bool) {
 	if s := f.Stored; s != nil && s.MirrorUUID == f.MirrorUUID && s.ImageID == f.ImageID &&
 		(f.Lock != "" && f.Lock == s.Lock || f.LocalTag == s.LocalTag) {
 		told, any := f.Committed.First()
@@ -112,5 +124,5 @@ func Resume(f Found) (r Record, exact bool) {
 			return *s, true
 		}
 	}
-	return Record{MirrorUUID: f.MirrorUUID, ImageID: f.ImageID, Progress: Progress{Done: f.Committed}}, false
+	return Record{MirrorUUID: f.MirrorUUID, ImageID: f.ImageID, Progress: Progress{Done: f.Committed}, Until: Unknown}, false
 }

@@ -149,6 +149,13 @@ func (r *Reader) WantLook() bool {
 // is any, it looks everywhere.
 func (r *Reader) Poll() { r.polled = r.now() }
 
+// AtEnd says that where the next entry must be there was nothing more when it was
+// last looked for.
+func (r *Reader) AtEnd() bool {
+	s := &r.splays[r.current()]
+	return len(s.queue) == 0 && !s.fetching && s.tail != 0
+}
+
 // Buffered returns how many bytes of the journal are held.
 func (r *Reader) Buffered() int {
 	n := 0

@@ -199,6 +199,9 @@ func (t *Target) objectMap(snap uint64) *store.ObjectMap {
 // Header returns what was last read of the header. It must not be changed.
 func (t *Target) Header() *store.Image { return t.img }
 
+// Data returns the context of the pool with the image's data.
+func (t *Target) Data() *rados.IOContext { return t.data }
+
 // Name returns the name of the image.
 func (t *Target) Name() string { return t.name }
 

@@ -1,0 +1,150 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"cephmirror/rbdmirror/journal/format"
+	"cephmirror/rbdmirror/journal/lag"
+	"cephmirror/rbdmirror/journal/objects"
+	"cephmirror/rbdmirror/journal/plan"
+	"cephmirror/rbdmirror/journal/target"
+	"cephmirror/rbdmirror/replay"
+)
+
+// hold watches and locks the local image and opens it. before is who held the lock.
+func (r *Replayer) hold(id string, renamed func(ctx context.Context, remote, local uint64) error) (t *target.Target, before string, err error) {
+	if err := r.watchLocal(id); err != nil {
+		return nil, "", err
+	}
+	if before, err = r.takeLock(id); err != nil {
+		return nil, "", err
+	}
+	cfg := target.Config{
+		Log: r.log, Conn: r.cfg.Local.Conn, IO: r.local.ioctx, Image: id, Cookie: r.lock.cookie,
+		Concurrency: r.tune.Concurrency, Renamed: renamed,
+	}
+	if r.cfg.Lease != nil {
+		cfg.Lease = r.cfg.Lease
+	}
+	t, err = target.Open(cfg)
+	return t, before, err
+}
+
+// openSource opens the remote journal.
+func (r *Replayer) openSource(ctx context.Context, image string) (source, error) {
+	j := r.remote.journal(image)
+	s, err := call(ctx, &r.calls, r.opts.CallTimeout, func() (source, error) {
+		g, err := j.Geometry()
+		return source{journal: j, geometry: g, client: r.cfg.Local.MirrorUUID, uuid: r.cfg.Remote.MirrorUUID, image: image}, err
+	})
+	if err != nil {
+		return s, remotely(err)
+	}
+	s.data, err = r.remote.dataContext(s.geometry.Pool)
+	return s, remotely(err)
+}
+
+// follow replays the journal until there is a reason to look again.
+func (r *Replayer) follow(ctx context.Context, v *view) error {
+	local, remote := v.local.image, v.remote.image
+	if v.step.Settle {
+		peer := v.remote.peer.Clone()
+		peer.State = format.Replaying
+		if err := r.updatePeer(ctx, remote.ID, peer); err != nil {
+			return err
+		}
+	}
+	if !r.replaying {
+		r.bootstrapping("PREPARE_REPLAY")
+	}
+	if err := r.watchRemote(ctx, remote.ID); err != nil {
+		return err
+	}
+	src, err := r.openSource(ctx, remote.ID)
+	if err != nil {
+		return err
+	}
+	peer := v.remote.peer.Clone()
+	t, before, err := r.hold(local.ID, func(ctx context.Context, remoteSnap, localSnap uint64) error {
+		if peer.SnapSeqs[remoteSnap] == localSnap {
+			return nil
+		}
+		peer.SnapSeqs[remoteSnap] = localSnap
+		return r.updatePeer(ctx, remote.ID, peer)
+	})
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	header, err := call(ctx, &r.calls, r.opts.CallTimeout, src.journal.Look)
+	if err != nil {
+		return remotely(err)
+	}
+	client := header.Client(src.client)
+	if client == nil {
+		return nil // look again
+	}
+	stored, err := target.ReadRecord(r.local.ioctx, local.ID)
+	if err != nil {
+		return err
+	}
+	// The newest epoch must be read under the lock.
+	owner, _, err := r.local.journal(local.ID).Owner()
+	if err != nil {
+		return err
+	}
+	rec, own := plan.Resume(plan.Found{
+		Stored: stored, MirrorUUID: src.uuid, ImageID: src.image, Committed: client.Committed, Lock: before, LocalTag: owner.ID,
+	})
+	r.log.Info().Bool("own_record", own).Any("from", rec.Done).Any("committed", client.Committed).Msg("replaying the journal")
+	err = r.session(ctx, src, t, header, rec)
+	r.endSession()
+	return r.explain(err)
+}
+
+// session runs a session.
+func (r *Replayer) session(ctx context.Context, src source, t *target.Target, header *objects.Header, rec plan.Record) error {
+	s := &session{
+		log: r.log, source: src, local: r.local.journal(t.Header().ID), image: t.Header().ID, lock: r.lockName(r.lock.cookie),
+		target: t, memory: share{of: r.cfg.Journals}, calls: &r.calls, header: header,
+		heard: r.heard, check: r.check, kick: r.kick, flush: r.flushes,
+		tune: tuning{
+			commitAge: r.tune.CommitAge, pollAge: r.tune.PollAge, delay: r.tune.ReplayDelay,
+			callTimeout: r.opts.CallTimeout, reportEvery: r.opts.ReportEvery, strict: r.strict.Load(),
+		},
+		report: func(rep lag.Report, c *counters) {
+			r.replaying = true
+			r.countMu.Lock()
+			r.current = Counters{c.Entries, c.Bytes, c.LatencySum, c.LatencyCount}
+			r.countMu.Unlock()
+			r.set(replay.StateReplaying, "replaying, "+rep.JSON(), replay.Replaying, func(s *replay.Status) { wait(s, rep.Waiting) })
+		},
+	}
+	return s.run(ctx, rec)
+}
+
+func (r *Replayer) endSession() {
+	r.countMu.Lock()
+	defer r.countMu.Unlock()
+	r.counted.Entries += r.current.Entries
+	r.counted.Bytes += r.current.Bytes
+	r.counted.LatencySum += r.current.LatencySum
+	r.counted.LatencyCount += r.current.LatencyCount
+	r.current = Counters{}
+}
+
+// explain turns the end of a session into what it is: an error, or a reason to look
+// again.
+func (r *Replayer) explain(err error) error {
+	switch {
+	case errors.Is(err, errPromoted), errors.Is(err, errResync), errors.Is(err, errDemoted),
+		errors.Is(err, errDisconnected), errors.Is(err, errUnregistered), errors.Is(err, context.Canceled):
+		r.log.Info().Str("why", err.Error()).Msg("stopped replaying the journal")
+		return nil
+	case errors.Is(err, format.ErrCorrupt):
+		return fmt.Errorf("the remote journal cannot be replayed, a resync is required: %w", err)
+	}
+	return err
+}
