@@ -122,6 +122,8 @@ func setUp(ctx context.Context) (*env, error) {
 	go func() {
 		c, err := b.Up(ctx, bed.ClusterSpec{
 			Name: "b", FileSystems: []string{fsName, "second"}, MDSs: 2, OSDSize: 20 << 30,
+			// Tests mark the OSD down, more often than it would put up with.
+			Conf: []bed.Option{{Name: "osd max markdown count", Value: "1000"}},
 		})
 		started <- up{c, err}
 	}()
