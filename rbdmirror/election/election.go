@@ -134,10 +134,9 @@ const (
 	// beat is how often a leader of ours sends heartbeats, unless the option
 	// for that says more often.
 	beat = 2 * time.Second
-	// watchTimeout is how long the cluster keeps the watches of an instance
-	// that it does not hear of: its own default, half a minute. Shorter ones
-	// would be lost whenever the cluster itself stands still for as long.
-	watchTimeout = 0
+	// askingAtOnce bounds for how many synchronisations of this instance the
+	// leader is asked for slots at once; others wait here.
+	askingAtOnce = 32
 	// watchFresh is how lately a watch must have been confirmed for the lock
 	// to be taken under it.
 	watchFresh = 15 * time.Second
@@ -175,6 +174,11 @@ type Member struct {
 	users calls // calls of the member's methods
 	// requests numbers what this instance sends.
 	requests atomic.Uint64
+	asking   chan struct{} // one entry for each synchronisation that waits for a slot
+	// watchTimeout is how long the cluster keeps the watches of an instance
+	// that it does not hear of; 0 is its own default, half a minute. Shorter
+	// ones would be lost whenever the cluster itself stands still for as long.
+	watchTimeout time.Duration
 
 	// work ends when Run is about to, with the cause.
 	work context.Context
@@ -242,6 +246,7 @@ func New(cfg Config) (*Member, error) {
 		targets: make(map[target]scope),
 		slots:   slots.New[*slotRequest](cfg.Options.ConcurrentSyncs), granted: make(map[slots.Key]int),
 		syncs: make(map[slots.Key]*syncing), eventCh: make(chan struct{}, 1), others: make(map[string][]string),
+		asking: make(chan struct{}, askingAtOnce),
 	}
 	m.work, m.end = context.WithCancelCause(context.Background())
 	m.machine = machine.New(m.params())
@@ -383,10 +388,13 @@ func (m *Member) Leading() bool {
 func (m *Member) leadingLocked() bool { return m.lead != nil && m.machine.Leading(now()) }
 
 // Instances returns those that are registered in the namespace and not known to
-// be dead, while leading.
+// be dead. It returns none while this instance does not lead or does not know.
 func (m *Member) Instances(namespace string) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.leadingLocked() || !m.machine.Known(namespace) {
+		return nil
+	}
 	return m.machine.In(namespace)
 }
 

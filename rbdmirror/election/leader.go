@@ -189,6 +189,8 @@ func (m *Member) carryOut(a machine.Action) machine.Event {
 		} else if got.Err != nil && !m.failed(got.Err) && m.work.Err() == nil {
 			m.log.Warn().Err(got.Err).Msg("trying to become the leader")
 			m.note(got.Err)
+		} else if got.Err == nil {
+			m.note(nil)
 		}
 		return got
 	case machine.Probe:
@@ -197,11 +199,12 @@ func (m *Member) carryOut(a machine.Action) machine.Event {
 	case machine.Beat:
 		return m.beat(a)
 	case machine.ReadMembers:
-		members, err := call(m.work, &m.calls, func() (map[string]machine.Registration, error) { return m.members(a.All) })
+		read, err := call(m.work, &m.calls, func() (machine.MembersRead, error) { return m.members(a.All) })
 		if err != nil && !m.failed(err) && m.work.Err() == nil {
 			m.log.Warn().Err(err).Msg("reading who is registered")
 		}
-		return machine.MembersRead{Members: members, Err: err}
+		read.Err = err
+		return read
 	case machine.ProbeMember:
 		return m.probeMember(a.ID)
 	case machine.ShutOut:
@@ -320,7 +323,7 @@ func (m *Member) try(a machine.Try) machine.Tried {
 	}
 	// A lock under a watch that has timed out would be broken at once.
 	if age, err := watch.Check(); err != nil || age >= watchFresh {
-		return fail(fmt.Errorf("the watch on %s is not confirmed: %w", message.LeaderObject, errors.Join(err, syscall.EAGAIN)))
+		return fail(fmt.Errorf("the watch on %s is not confirmed: %w", message.LeaderObject, errors.Join(syscall.EAGAIN, err)))
 	}
 	cookie := cls.AutoCookie(watch.Cookie())
 	lock := m.leaderLock()
@@ -404,7 +407,8 @@ func (m *Member) unlock() error {
 }
 
 // members reads who is registered.
-func (m *Member) members(all bool) (map[string]machine.Registration, error) {
+func (m *Member) members(all bool) (machine.MembersRead, error) {
+	var read machine.MembersRead
 	m.mu.Lock()
 	open := make([]*space, 0, len(m.spaces))
 	for _, sp := range m.spaces {
@@ -415,11 +419,11 @@ func (m *Member) members(all bool) (map[string]machine.Registration, error) {
 	m.mu.Unlock()
 	ours, err := m.root.markers()
 	if err != nil {
-		return nil, err
+		return read, err
 	}
 	ids, err := m.root.instances()
 	if err != nil {
-		return nil, err
+		return read, err
 	}
 	others := make(map[string][]string)
 	for _, sp := range open {
@@ -428,7 +432,7 @@ func (m *Member) members(all bool) (map[string]machine.Registration, error) {
 		m.mu.Unlock()
 		if all || !ok {
 			if known, err = sp.instances(); err != nil {
-				return nil, sp.what(err, "reading who is registered")
+				return read, sp.what(err, "reading who is registered")
 			}
 		}
 		others[sp.ns] = known
@@ -437,6 +441,7 @@ func (m *Member) members(all bool) (map[string]machine.Registration, error) {
 	m.others = others
 	m.mu.Unlock()
 	out := make(map[string]machine.Registration)
+	read.Members, read.Namespaces = out, []string{""}
 	enter := func(id, ns string) {
 		r := out[id]
 		r.Ours = ours[id]
@@ -447,11 +452,12 @@ func (m *Member) members(all bool) (map[string]machine.Registration, error) {
 		enter(id, "")
 	}
 	for ns, known := range others {
+		read.Namespaces = append(read.Namespaces, ns)
 		for _, id := range known {
 			enter(id, ns)
 		}
 	}
-	return out, nil
+	return read, nil
 }
 
 // shutOut makes sure that an instance can write no more, and removes what it
@@ -548,7 +554,7 @@ func (m *Member) watchLeader() {
 			if err := m.createLeader(); err != nil {
 				return nil, err
 			}
-			return newWatch(m.work, m.root.ioctx, message.LeaderObject)
+			return m.newWatch(m.work, m.root.ioctx, message.LeaderObject)
 		})
 		if err != nil {
 			if m.work.Err() == nil && !m.failed(err) {
@@ -643,8 +649,23 @@ func (m *Member) listen(watch *ceph.Watch) error {
 	}
 }
 
-// LoadMap returns the stored image map of a namespace.
+// LoadMap returns the stored image map of a namespace, while leading. The error
+// carries EAGAIN while it is not yet known who is registered there: a mapping to
+// an instance that Instances does not name is one to a dead instance.
 func (m *Member) LoadMap(ctx context.Context, namespace string) ([]Mapping, error) {
+	m.mu.Lock()
+	leads, known := m.leadingLocked(), m.machine.Known(namespace)
+	m.mu.Unlock()
+	switch {
+	case !leads:
+		return nil, ErrNotLeader
+	case !known:
+		return nil, fmt.Errorf("it is not known yet who is registered in namespace %q: %w", namespace, syscall.EAGAIN)
+	}
+	return m.storedMap(ctx, namespace)
+}
+
+func (m *Member) storedMap(ctx context.Context, namespace string) ([]Mapping, error) {
 	sp, exit, err := m.use(namespace)
 	if err != nil {
 		return nil, err

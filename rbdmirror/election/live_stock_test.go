@@ -183,7 +183,7 @@ func TestUnderAStockLeader(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	stored, err := m.LoadMap(ctx, "")
+	stored, err := m.StoredMap(ctx, "")
 	must(t, err)
 	if len(stored) != 4 {
 		t.Errorf("the map is %v", stored)

@@ -292,6 +292,11 @@ func (r *recorder) present() []string {
 
 func start(t *testing.T, pool string, change func(*election.Config)) *member {
 	t.Helper()
+	return startWith(t, pool, 0, change)
+}
+
+func startWith(t *testing.T, pool string, watchTimeout time.Duration, change func(*election.Config)) *member {
+	t.Helper()
 	conn, err := dial("a")
 	must(t, err)
 	rec := newRecorder()
@@ -306,6 +311,9 @@ func start(t *testing.T, pool string, change func(*election.Config)) *member {
 	}
 	m, err := election.New(cfg)
 	must(t, err)
+	if watchTimeout > 0 {
+		m.SetWatchTimeout(watchTimeout)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	out := &member{Member: m, conn: conn, stop: stop, done: make(chan error, 1), rec: rec}
 	go func() { out.done <- m.Run(ctx) }()
@@ -400,8 +408,14 @@ func TestTwoShareAPool(t *testing.T) {
 		return among(one.rec.present(), "/"+id1, "ns/"+id1, "/"+id2, "ns/"+id2)
 	})
 	t.Logf("and the namespace after %v", took)
-	if two.rec.leader != id1 || two.Status().Leader != id1 {
-		t.Errorf("the second takes %q for the leader, and not %s", two.rec.leader, id1)
+	if got := two.Status().Leader; got != id1 || two.rec.heard("leader "+id1) == 0 {
+		t.Errorf("the second takes %q for the leader, and not %s", got, id1)
+	}
+	if got := two.Instances(""); got != nil {
+		t.Errorf("one that does not lead knows of %v", got)
+	}
+	if _, err := two.LoadMap(t.Context(), ""); !errors.Is(err, election.ErrNotLeader) {
+		t.Errorf("one that does not lead loads the map: %v", err)
 	}
 	if got := one.Instances("ns"); !slices.Equal(got, []string{min(id1, id2), max(id1, id2)}) {
 		t.Errorf("instances %v", got)
@@ -421,9 +435,11 @@ func TestTwoShareAPool(t *testing.T) {
 				t.Errorf("the image is still at %s", m.InstanceID())
 			}
 		}
+		m.rec.mu.Lock()
 		if want := []string{"/image-1@uuid", "ns/image-1@uuid"}; !slices.Equal(m.rec.removed, want) {
 			t.Errorf("removed at the peer: %v", m.rec.removed)
 		}
+		m.rec.mu.Unlock()
 	}
 	if err := one.Acquire(ctx, "", "4", "image-1"); !errors.Is(err, election.ErrGone) {
 		t.Errorf("an order to one who is not there: %v", err)
@@ -433,7 +449,9 @@ func TestTwoShareAPool(t *testing.T) {
 	}
 	// A release that takes longer than the sender waits is not carried out twice.
 	hold := make(chan struct{})
+	two.rec.mu.Lock()
 	two.rec.holdUp = hold
+	two.rec.mu.Unlock()
 	released := make(chan error, 1)
 	go func() { released <- one.Release(ctx, "", id2, "slow") }()
 	select {
@@ -851,13 +869,59 @@ func address(t *testing.T, c *bed.Cluster, pool, object string) string {
 	return ""
 }
 
+// TestLeftovers: what others have left, and what somebody took away.
+func TestLeftovers(t *testing.T) {
+	a := cluster(t, "a")
+	pool := makePool(t, a)
+	run(t, a, "rbd", "namespace", "create", pool+"/ns")
+	// As a stock daemon leaves it behind in a namespace.
+	for _, args := range [][]string{
+		{"create", "rbd_mirror_instance.99"}, {"setomapval", "rbd_mirror_leader", "instance_99", ""},
+	} {
+		run(t, a, append([]string{"rados", "-p", pool, "-N", "ns"}, args...)...)
+	}
+	m := start(t, pool, func(c *election.Config) { c.Namespaces = []string{"ns"} })
+	wait(t, 10*time.Second, "it leads", m.leading)
+	self := []string{"/" + m.InstanceID(), "ns/" + m.InstanceID()}
+	wait(t, 5*time.Second, "it counts what is registered", func() error { return among(m.rec.present(), append([]string{"ns/99"}, self...)...) })
+	for _, key := range []string{"instance_", "cephmirror_"} {
+		run(t, a, "rados", "-p", pool, "-N", "ns", "rmomapkey", "rbd_mirror_leader", key+m.InstanceID())
+	}
+	wait(t, 15*time.Second, "it takes itself for missing", func() error {
+		if m.rec.heard("left ns/"+m.InstanceID()) == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	wait(t, 15*time.Second, "it enters itself again", func() error { return among(m.rec.present(), append([]string{"ns/99"}, self...)...) })
+	took := wait(t, 40*time.Second, "the leftover is gone", func() error { return among(m.rec.present(), self...) })
+	t.Logf("gone after %v", took)
+	wait(t, 5*time.Second, "its object too", func() error {
+		if o := objects(t, a, pool, "ns"); len(o) != 1 {
+			return fmt.Errorf("%v", o)
+		}
+		return nil
+	})
+	// Without the leader object there is no leader, but soon again.
+	run(t, a, "rados", "-p", pool, "rm", "rbd_mirror_leader")
+	wait(t, 25*time.Second, "it notices", func() error {
+		if m.rec.heard("lost") == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	took = wait(t, 25*time.Second, "all is as before", func() error { return errors.Join(m.leading(), among(m.rec.present(), self...)) })
+	t.Logf("all was well %v later", took)
+}
+
 // TestAFrozenOSD: when the cluster stands still nobody is blamed for it.
 func TestAFrozenOSD(t *testing.T) {
 	a := cluster(t, "a")
 	pool := makePool(t, a)
-	one := start(t, pool, nil)
+	// All watches are lost meanwhile.
+	one := startWith(t, pool, 5*time.Second, nil)
 	wait(t, 10*time.Second, "it leads", one.leading)
-	two := start(t, pool, nil)
+	two := startWith(t, pool, 5*time.Second, nil)
 	present := []string{"/" + one.InstanceID(), "/" + two.InstanceID()}
 	wait(t, 10*time.Second, "both are there", func() error { return among(one.rec.present(), present...) })
 	must(t, a.Daemon("osd.0").Signal(syscall.SIGSTOP))
@@ -871,10 +935,22 @@ func TestAFrozenOSD(t *testing.T) {
 		return errors.Join(one.leading(), among(one.rec.present(), present...))
 	})
 	t.Logf("all was well %v later", took)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	must(t, one.Store(ctx, "", election.Mapping{GlobalID: "image", Instance: two.InstanceID(), Mapped: time.Now()}))
+	must(t, one.Acquire(ctx, "", two.InstanceID(), "image"))
 	select {
 	case err := <-two.done:
 		t.Fatalf("the other ended: %v", err)
 	default:
+	}
+	for _, o := range []string{"rbd_mirror_leader", "rbd_mirror_instance." + one.InstanceID(), "rbd_mirror_instance." + two.InstanceID()} {
+		lock, watchers := run(t, a, "rados", "-p", pool, "lock", "info", o, "rbd_lock"), run(t, a, "rados", "-p", pool, "listwatchers", o)
+		_, cookie, _ := strings.Cut(lock, "auto ")
+		cookie, _, _ = strings.Cut(cookie, "\"")
+		if cookie == "" || !strings.Contains(watchers, "cookie="+cookie+"\n") {
+			t.Errorf("%s: the lock %s is not under one of the watches %s", o, lock, watchers)
+		}
 	}
 	// Nobody can leave in order when the cluster stands still, and yet must.
 	must(t, a.Daemon("osd.0").Signal(syscall.SIGSTOP))

@@ -55,7 +55,7 @@ func (sp *space) rewatch(old *ceph.Watch) *ceph.Watch {
 	closeWatch(&m.calls, old)
 	for first := true; first || pause(sp.ctx, time.Second); first = false {
 		watch, err := call(sp.ctx, &m.calls, func() (*ceph.Watch, error) {
-			w, err := newWatch(sp.ctx, sp.ioctx, sp.object)
+			w, err := m.newWatch(sp.ctx, sp.ioctx, sp.object)
 			if err != nil {
 				return nil, err
 			}

@@ -15,6 +15,7 @@ import (
 
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/election/machine"
 	"cephmirror/rbdmirror/election/message"
 	"cephmirror/rbdmirror/store"
 )
@@ -135,6 +136,7 @@ func (m *Member) registerAll(ctx context.Context) error {
 				continue
 			}
 			m.sayChanged()
+			m.feed(machine.Heard{Op: message.Changed}) // ours is not told what we say
 		}
 	}
 	for ns, sp := range open {
@@ -213,7 +215,7 @@ func (sp *space) join(ctx context.Context) error {
 		if err != nil && !ceph.Is(err, syscall.EEXIST) {
 			return nil, err
 		}
-		return newWatch(ctx, sp.ioctx, sp.object)
+		return sp.m.newWatch(ctx, sp.ioctx, sp.object)
 	})
 	if err != nil {
 		return fmt.Errorf("watching %s: %w", sp.object, err)
@@ -233,8 +235,8 @@ func (sp *space) join(ctx context.Context) error {
 }
 
 // newWatch watches an object, unless nobody waits for that any more.
-func newWatch(ctx context.Context, ioctx *rados.IOContext, object string) (*ceph.Watch, error) {
-	w, err := ceph.NewWatch(ioctx, object, watchTimeout)
+func (m *Member) newWatch(ctx context.Context, ioctx *rados.IOContext, object string) (*ceph.Watch, error) {
+	w, err := ceph.NewWatch(ioctx, object, m.watchTimeout)
 	if err == nil && ctx.Err() != nil {
 		return nil, errors.Join(ctx.Err(), w.Close())
 	}
@@ -391,13 +393,19 @@ func (m *Member) within(ctx context.Context) (context.Context, context.CancelFun
 func (m *Member) watchOneself() {
 	const (
 		every = time.Second
+		// fully is with how many looks it is made sure that the others know
+		// of this instance.
+		fully = 10
 		// good is for how long such a look is good.
 		good = 8 * time.Second
 		// most bounds the looks that are under way, in a cluster that is slow.
 		most = 8
 	)
 	slots := make(chan struct{}, most)
-	for pause(m.work, every) {
+	for n := 1; pause(m.work, every); n++ {
+		if n%fully == 0 {
+			m.wg.Go(m.stayListed)
+		}
 		if !m.root.isRegistered() {
 			continue
 		}
@@ -425,6 +433,32 @@ func (m *Member) watchOneself() {
 				m.lease.Renew(ttl)
 			}
 		})
+	}
+}
+
+// stayListed enters this instance again wherever somebody has taken it out of
+// the list, without shutting it out.
+func (m *Member) stayListed() {
+	m.mu.Lock()
+	open := make([]*space, 0, len(m.spaces))
+	for _, sp := range m.spaces {
+		open = append(open, sp)
+	}
+	m.mu.Unlock()
+	for _, sp := range open {
+		if !sp.isRegistered() {
+			continue
+		}
+		ids, err := call(m.work, &m.calls, sp.instances)
+		if err == nil && !slices.Contains(ids, m.id) && sp.isRegistered() {
+			m.log.Warn().Str("namespace", sp.ns).Msg("this instance was taken out of the list, entering it again")
+			if err = do(m.work, &m.calls, sp.add); err == nil {
+				m.sayChanged()
+			}
+		}
+		if err != nil && m.work.Err() == nil && !m.failed(err) {
+			m.log.Debug().Err(err).Str("namespace", sp.ns).Msg("looking for oneself in the list")
+		}
 	}
 }
 

@@ -136,7 +136,14 @@ func (t *Throttle) Acquire(ctx context.Context, localImageID string) (release fu
 		m.mu.Unlock()
 		close(s.ended)
 	}
-	if err := m.waitForSlot(ctx, sp, s, localImageID); err != nil {
+	select {
+	case m.asking <- struct{}{}:
+		err = m.waitForSlot(ctx, sp, s, localImageID)
+		<-m.asking
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		end()
 		return nil, fmt.Errorf("waiting for a slot to synchronise: %w", err)
 	}

@@ -117,10 +117,12 @@ type (
 		Acks []string
 		Err  error
 	}
-	// MembersRead is the result of ReadMembers.
+	// MembersRead is the result of ReadMembers. Namespaces are those that have
+	// been read by now.
 	MembersRead struct {
-		Members map[string]Registration
-		Err     error
+		Members    map[string]Registration
+		Namespaces []string
+		Err        error
 	}
 	// MemberProbed is the result of ProbeMember.
 	MemberProbed struct {
@@ -261,7 +263,8 @@ type Machine struct {
 	reading   bool
 	readAll   bool // read everything as soon as possible
 	reads     int
-	loaded    bool // members are known
+	loaded    bool            // members are known
+	known     map[string]bool // namespaces that were read
 	members   map[string]*member
 	gone      map[string]time.Time // shut out, and when to clean up after it again
 
@@ -270,7 +273,9 @@ type Machine struct {
 
 // New returns a Machine to which nothing has happened.
 func New(p Params) *Machine {
-	return &Machine{p: p, members: make(map[string]*member), gone: make(map[string]time.Time)}
+	return &Machine{
+		p: p, members: make(map[string]*member), gone: make(map[string]time.Time), known: make(map[string]bool),
+	}
 }
 
 // SetParams changes the knobs.
@@ -318,6 +323,9 @@ func (m *Machine) In(namespace string) []string {
 	slices.Sort(out)
 	return out
 }
+
+// Known reports whether it is known who is registered in a namespace.
+func (m *Machine) Known(namespace string) bool { return m.leading && m.known[namespace] }
 
 // Handle takes in what happened at time now and returns what to do about it, in
 // order.
@@ -433,6 +441,7 @@ func (m *Machine) gain(now time.Time) {
 	m.beatAt, m.announce = now, true
 	m.readAll = true
 	clear(m.members)
+	clear(m.known)
 	if m.stopping {
 		m.resign(now)
 	}
@@ -691,15 +700,16 @@ func (m *Machine) membersRead(ev MembersRead, now time.Time) {
 		slices.SortFunc(reg.Namespaces, cmp.Compare[string])
 		mb := m.members[id]
 		if mb == nil {
-			// Of those that are registered already it is not known yet which
-			// have died; they count until that is found out.
-			mb = &member{id: id, since: now, heard: now, joined: !m.loaded || id == m.p.ID}
+			mb = &member{id: id, since: now, heard: now, joined: id == m.p.ID}
 			m.members[id] = mb
-			if !mb.joined {
-				m.beatAt = now // it joins when it answers
-			}
+			m.beatAt = now // it joins when it answers
 		}
 		mb.reg = reg
+		// Of those that are found registered it is not known yet which have
+		// died; they may have units, and count until that is found out.
+		if !mb.shut && slices.ContainsFunc(reg.Namespaces, func(ns string) bool { return !m.known[ns] }) {
+			mb.joined = true
+		}
 		m.announceMember(mb)
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.members)) {
@@ -713,6 +723,9 @@ func (m *Machine) membersRead(ev MembersRead, now time.Time) {
 		}
 	}
 	m.loaded = true
+	for _, ns := range ev.Namespaces {
+		m.known[ns] = true
+	}
 }
 
 // check finds out whether the lock is still ours.
@@ -754,6 +767,7 @@ func (m *Machine) lost(now time.Time) {
 		m.do(Tell{What: LeaderLost})
 	}
 	clear(m.members)
+	clear(m.known)
 	m.attempts = 0
 	m.setHolder(Holder{}, now)
 }

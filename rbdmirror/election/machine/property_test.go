@@ -319,7 +319,7 @@ func (w *world) carryOut(n *node, a Action) {
 			for id, ours := range w.regs {
 				ms[id] = Registration{Ours: ours, Namespaces: []string{""}}
 			}
-			w.reply(n, MembersRead{Members: ms})
+			w.reply(n, MembersRead{Members: ms, Namespaces: []string{""}})
 		})
 	case ShutOut:
 		w.reach(n, func() {
