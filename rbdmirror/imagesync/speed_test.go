@@ -36,12 +36,13 @@ func TestSpeed(t *testing.T) {
 	run := func(what string) {
 		p.src.maker.Snap(strings.ReplaceAll(what, " ", "-"))
 		job := p.prepare()
+		used := cpu(t, a, b)
 		begin := time.Now()
 		must(t, imagesync.Run(context.Background(), job))
 		took := time.Since(begin)
 		p.start = job.Targets[len(job.Targets)-1].Remote
 		s := job.Stats
-		t.Logf("%s: %v, %d listed, %d reads of %d bytes, %d writes of %d bytes, %d map writes, %s", what, took.Round(time.Millisecond),
+		t.Logf("%s: %v, cpu %s, %d listed, %d reads of %d bytes, %d writes of %d bytes, %d map writes, %s", what, took.Round(time.Millisecond), used(),
 			s.Listed.Load(), s.ReadOps.Load(), s.Read.Load(), s.WriteOps.Load(), s.Written.Load(), s.MapWrites.Load(), memory())
 	}
 	run("first")
@@ -57,6 +58,36 @@ func TestSpeed(t *testing.T) {
 		run(fmt.Sprintf("scattered %d", i))
 	}
 	p.compare()
+}
+
+// cpu returns how to tell what both OSDs and this process have used since.
+func cpu(t *testing.T, sides ...side) func() string {
+	t.Helper()
+	seconds := func(pid int) float64 {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		must(t, err)
+		_, after, _ := strings.Cut(string(b), ") ")
+		f := strings.Fields(after)
+		var user, system float64
+		_, err = fmt.Sscan(f[11]+" "+f[12], &user, &system)
+		must(t, err)
+		return (user + system) / 100
+	}
+	pids := []int{os.Getpid()}
+	for _, s := range sides {
+		pids = append(pids, s.Cluster.Daemon("osd.0").Pid())
+	}
+	before := make([]float64, len(pids))
+	for i, p := range pids {
+		before[i] = seconds(p)
+	}
+	return func() string {
+		out := make([]string, len(pids))
+		for i, p := range pids {
+			out[i] = fmt.Sprintf("%.2f", seconds(p)-before[i])
+		}
+		return strings.Join(out, "/")
+	}
 }
 
 func memory() string {
