@@ -1,0 +1,380 @@
+//go:build cgo
+
+package journal_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+	"github.com/rs/zerolog"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/rbdmirror/imagesync"
+	"cephmirror/rbdmirror/journal"
+	"cephmirror/rbdmirror/journal/format"
+	"cephmirror/rbdmirror/journal/objects"
+	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/store"
+	"cephmirror/rbdmirror/store/storetest"
+	"cephmirror/test/rbdimage"
+)
+
+const (
+	mib        = 1 << 20
+	journaling = rbdimage.Everything | rbd.FeatureJournaling
+)
+
+// site is a cluster and how the tests reach it: as a daemon, and as its
+// administrator.
+type site struct {
+	*storetest.Site
+	name  string
+	admin *rbdimage.Client
+}
+
+// pair is a pool on two clusters, mirrored both ways.
+type pair struct {
+	t    *testing.T
+	pool string
+	a, b *site
+}
+
+func newSite(t *testing.T, name string) *site {
+	s := &site{Site: storetest.Start(t, name), name: name}
+	var err error
+	if s.admin, err = rbdimage.Open(name, s.Cluster.Conf()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.admin.Close)
+	return s
+}
+
+// newPair makes a pool on both clusters and introduces them to each other.
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	p := &pair{t: t, a: newSite(t, "a"), b: newSite(t, "b"), pool: fmt.Sprintf("rj%d", rand.Uint32())}
+	for _, s := range []*site{p.a, p.b} {
+		s.Run("ceph", "osd", "pool", "create", p.pool, "8")
+		s.Run("ceph", "osd", "pool", "application", "enable", p.pool, "rbd")
+		s.Run("rbd", "mirror", "pool", "enable", p.pool, "image", "--site-name", s.name)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			_, _ = s.Cluster.MonCommand(ctx, map[string]any{"prefix": "config set", "who": "mon", "name": "mon_allow_pool_delete", "value": "true"})
+			if _, err := s.Cluster.MonCommand(ctx, map[string]any{"prefix": "osd pool rm", "pool": p.pool, "pool2": p.pool, "yes_i_really_really_mean_it": true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	token := filepath.Join(t.TempDir(), "token")
+	lines := strings.Fields(p.a.Run("rbd", "mirror", "pool", "peer", "bootstrap", "create", p.pool))
+	if err := os.WriteFile(token, []byte(lines[len(lines)-1]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.b.Run("rbd", "mirror", "pool", "peer", "bootstrap", "import", p.pool, token)
+	return p
+}
+
+func (p *pair) other(s *site) *site {
+	if s == p.a {
+		return p.b
+	}
+	return p.a
+}
+
+func (s *site) uuid(p *pair) string {
+	p.t.Helper()
+	uuid, err := store.NewMirroring(s.IO(p.pool, "")).UUID()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return uuid
+}
+
+// watchMirroring keeps a connection up in the eyes of the cluster.
+func watchMirroring(t *testing.T, conn *rados.Conn, pool string) (stop func()) {
+	ioctx, err := conn.OpenIOContext(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ceph.NewWatch(ioctx, store.MirroringObject, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case n := <-w.Events():
+				_ = w.Ack(n, nil)
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-done
+		_ = w.Close()
+		ioctx.Destroy()
+	}
+}
+
+// player plays the daemon of one cluster for one image.
+type player struct {
+	p      *pair
+	local  *site
+	gid    string
+	cancel context.CancelFunc
+	r      *journal.Replayer
+	done   chan struct{}
+	out    replay.Outcome
+	err    error
+}
+
+// play starts a daemon for an image on s. It ends with the test.
+func (p *pair) play(s *site, gid string, change ...func(*journal.Config)) *player {
+	p.t.Helper()
+	o := p.other(s)
+	local, remote := s.Dial(), o.Dial()
+	stopLocal, stopRemote := watchMirroring(p.t, local, p.pool), watchMirroring(p.t, remote, p.pool)
+	pl := &player{p: p, local: s, gid: gid, done: make(chan struct{})}
+	cfg := journal.Config{Config: replay.Config{
+		Log:      zerolog.New(zerolog.NewTestWriter(p.t)).With().Timestamp().Str("on", s.name).Logger(),
+		GlobalID: gid,
+		Local:    replay.Side{Conn: local, Pool: p.pool, MirrorUUID: s.uuid(p), SiteName: s.name},
+		Remote:   replay.Side{Conn: remote, Pool: p.pool, MirrorUUID: o.uuid(p), SiteName: o.name},
+		Memory:   imagesync.NewBudget(imagesync.DefaultBudget),
+		Options:  replay.Options{RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, PollInterval: 5 * time.Second},
+	}}
+	for _, c := range change {
+		c(&cfg)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	pl.cancel = cancel
+	pl.r = journal.New(cfg)
+	go func() {
+		defer close(pl.done)
+		pl.out, pl.err = pl.r.Run(ctx)
+	}()
+	p.t.Cleanup(func() {
+		pl.stop()
+		stopLocal()
+		stopRemote()
+	})
+	return pl
+}
+
+// stop ends the daemon.
+func (pl *player) stop() {
+	pl.cancel()
+	<-pl.done
+	pl.r.Drain()
+}
+
+func (pl *player) status() replay.Status { return pl.r.Status() }
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s: %v", limit, what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// waitState waits for a status with this text in it.
+func (pl *player) waitState(state replay.State, text string) {
+	pl.p.t.Helper()
+	eventually(pl.p.t, 40*time.Second, text, func() error {
+		if st := pl.status(); st.State != state || !strings.Contains(st.Description, text) {
+			return fmt.Errorf("status is %d, %s", st.State, st.Description)
+		}
+		return nil
+	})
+}
+
+// enable mirrors an image by its journal and returns its global id.
+func (p *pair) enable(m rbdimage.Maker) (gid string) {
+	p.t.Helper()
+	p.siteOf(m.Pool()).Run("rbd", "mirror", "image", "enable", m.Spec(), "journal")
+	record, err := store.NewMirroring(p.siteOf(m.Pool()).IO(p.pool, "")).Image(m.ID())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return record.GlobalID
+}
+
+func (p *pair) siteOf(pool rbdimage.Pool) *site {
+	if pool.Client == p.a.admin {
+		return p.a
+	}
+	return p.b
+}
+
+// caughtUp waits until the journal knows that everything is done.
+func (p *pair) caughtUp(pl *player, m rbdimage.Maker) {
+	p.t.Helper()
+	s := p.siteOf(m.Pool())
+	j := objects.New(s.IO(p.pool, ""), m.ID())
+	client := p.other(s).uuid(p)
+	eventually(p.t, 60*time.Second, "the position of the primary", func() error {
+		h, err := j.Look()
+		if err != nil {
+			return err
+		}
+		master, own := h.Client(format.MasterClient), h.Client(client)
+		if own == nil {
+			return errors.New("not registered")
+		}
+		want, _ := master.Committed.First()
+		got, _ := own.Committed.First()
+		if got != want || pl.status().State != replay.StateReplaying {
+			return fmt.Errorf("at %v instead of %v (status %s)", own.Committed, master.Committed, pl.status().Description)
+		}
+		return nil
+	})
+}
+
+// same compares an image with its copy: what it is, now, and in all snapshots.
+func (p *pair) same(m rbdimage.Maker) {
+	p.t.Helper()
+	from := m.Pool()
+	to := p.other(p.siteOf(from)).admin.Pool(p.pool)
+	want, err := from.Layout(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	got, err := to.Layout(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	out := want.Differences(got)
+	if got.Flags != want.Flags {
+		out = append(out, fmt.Sprintf("the copy has flags %#x instead of %#x", got.Flags, want.Flags))
+	}
+	compare := func(what string, a, b uint64) {
+		src, dst := rbdimage.View{Pool: from, Image: m.Name(), Snap: a}, rbdimage.View{Pool: to, Image: m.Name(), Snap: b}
+		diffs, err := rbdimage.Compare(src, dst)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		lacking, extra, err := rbdimage.AuditMap(dst)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		for _, d := range slices.Concat(diffs, lacking, extra) {
+			out = append(out, what+": "+d)
+		}
+	}
+	compare("now", rbdimage.Head, rbdimage.Head)
+	source, err := from.Snaps(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	copies, err := to.Snaps(m.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, s := range source {
+		for _, c := range copies {
+			if s.Kind == rbdimage.User && c.Kind == rbdimage.User && s.Name == c.Name {
+				compare("snapshot "+s.Name, s.ID, c.ID)
+			}
+		}
+	}
+	for _, d := range out {
+		p.t.Errorf("%s: %s", m.Spec(), d)
+	}
+}
+
+func TestEverything(t *testing.T) {
+	p := newPair(t)
+	for name, o := range map[string]rbdimage.Options{
+		"plain":   {Size: 40 * mib, Features: rbdimage.Plain | rbd.FeatureJournaling},
+		"mapped":  {Size: 40*mib + 12345, Features: journaling},
+		"striped": {Size: 30 * mib, Features: journaling, StripeUnit: 64 << 10, StripeCount: 3, Order: 20},
+		"data":    {Size: 40 * mib, Features: journaling, DataPool: storetest.DataPool},
+	} {
+		t.Run(name, func(t *testing.T) { testEverything(t, p, name, o) })
+	}
+}
+
+func testEverything(t *testing.T, p *pair, name string, o rbdimage.Options) {
+	q := *p
+	q.t = t
+	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), name, o)
+	m.Fill(1, 0, 9*mib)
+	m.Snap("before")
+	m.Fill(2, 3*mib, 4*mib)
+	m.SetMeta("color", "blue")
+	gid := q.enable(m)
+	pl := q.play(p.b, gid)
+	pl.waitState(replay.StateReplaying, "replaying, ")
+	q.caughtUp(pl, m)
+	q.same(m)
+	all := operations(m)
+	for _, op := range all {
+		op()
+	}
+	q.caughtUp(pl, m)
+	q.same(m)
+}
+
+// operations are changes of every kind.
+func operations(m rbdimage.Maker) []func() {
+	return []func(){
+		func() { m.Fill(3, 1*mib, 2*mib+777) },
+		func() { m.Discard(4*mib, 4*mib) },
+		func() { m.Discard(9*mib+5000, 300000) },
+		func() { m.Zero(2*mib+100, 70000) },
+		func() { m.Snap("s1") },
+		func() { m.Fill(4, 0, 5*mib) },
+		func() { m.Protect("s1") },
+		func() { m.Snap("s2") },
+		func() { m.RenameSnap("s2", "s2r") },
+		func() { m.Resize(50 * mib) },
+		func() { m.Fill(5, 44*mib, 3*mib) },
+		func() { m.Snap("s3") },
+		func() { m.Resize(11*mib + 4321) },
+		func() { m.Fill(6, 10*mib, 1*mib) },
+		func() { m.Resize(45 * mib) },
+		func() { m.Fill(7, 20*mib, 2*mib) },
+		func() { m.Rollback("s2r") },
+		func() { m.Fill(8, 7*mib, 1*mib) },
+		func() { m.Unprotect("s1") },
+		func() { m.RemoveSnap("s1") },
+		func() { m.SetMeta("shape", "round") },
+		func() { m.RemoveMeta("color") },
+		func() {
+			m.Edit(func(img *rbd.Image) error {
+				_, err := img.WriteSame(12*mib, 1*mib, []byte("0123456789abcdef"), rados.OpFlagNone)
+				return err
+			})
+		},
+		func() {
+			m.Edit(func(img *rbd.Image) error {
+				_, err := img.Write([]byte(strings.Repeat("x", 4096)))
+				return err
+			})
+		},
+	}
+}
