@@ -6,7 +6,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"syscall"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +81,7 @@ type randomWriter struct {
 	clones map[string]rbdimage.Maker
 	n      int // names made
 	ops    int
+	notes  []string // of what was done
 }
 
 // moment is what the image was when a mirror snapshot was made.
@@ -93,12 +94,18 @@ type moment struct {
 // right, and goes on writing meanwhile.
 func (w *randomWriter) run(rounds int) {
 	w.clones = make(map[string]rbdimage.Maker)
+	defer func() {
+		if w.t.Failed() {
+			w.t.Logf("what was done:\n%s", strings.Join(w.notes, "\n"))
+		}
+	}()
 	for range 10 {
 		w.step()
 	}
-	w.m.Mirror()
+	w.note("mirror snapshot %d", w.m.Mirror())
 	for range rounds {
 		at := moment{snap: w.m.MirrorSnap()}
+		w.note("mirror snapshot %d", at.snap)
 		for _, s := range w.m.Snaps() {
 			if s.Kind == rbdimage.User {
 				at.users = append(at.users, s)
@@ -110,7 +117,8 @@ func (w *randomWriter) run(rounds int) {
 			select {
 			case err := <-checked:
 				if err != nil {
-					w.t.Fatal(err)
+					w.t.Error(err)
+					return
 				}
 				done = true
 			default:
@@ -135,7 +143,9 @@ func (w *randomWriter) check(at moment) error {
 	}
 	compare := func(what string, a, b uint64) error {
 		diffs, err := rbdimage.Compare(w.m.At(a), w.m.In(w.p.b).At(b))
-		if rbdimage.Is(err, syscall.ENOENT) {
+		if snaps, peekErr := w.p.a.Peek(w.m.Name()); peekErr != nil {
+			return peekErr
+		} else if !slices.ContainsFunc(snaps, func(s rbdimage.Snap) bool { return s.ID == a && s.Kind != rbdimage.Trash }) {
 			return nil // removed meanwhile
 		}
 		if err == nil && len(diffs) > 0 {
@@ -175,6 +185,10 @@ func (w *randomWriter) check(at moment) error {
 	return nil
 }
 
+func (w *randomWriter) note(format string, args ...any) {
+	w.notes = append(w.notes, fmt.Sprintf(format, args...))
+}
+
 // size is the image's present size.
 func (w *randomWriter) size() (n uint64) {
 	w.m.Look(func(img *rbd.Image) (err error) {
@@ -204,6 +218,7 @@ func (w *randomWriter) step() {
 			for range 1 + w.r.IntN(6) {
 				at, length := w.place(size)
 				if w.r.IntN(3) == 0 {
+					w.note("discard %d+%d", at, length)
 					if _, err := img.Discard(at, length); err != nil {
 						return err
 					}
@@ -212,7 +227,9 @@ func (w *randomWriter) step() {
 				data := rbdimage.Data(w.r.Uint64(), int(length))
 				if w.r.IntN(8) == 0 {
 					clear(data)
+					w.note("with zeroes")
 				}
+				w.note("write %d+%d", at, length)
 				if _, err := img.WriteAt(data, int64(at)); err != nil {
 					return err
 				}
@@ -221,32 +238,41 @@ func (w *randomWriter) step() {
 		})
 	case n < 60:
 		at, length := w.place(size)
+		w.note("zero %d+%d", at, length)
 		w.m.Zero(at, length)
 	case n < 70:
-		w.m.Resize(max(mib, uint64(w.r.IntN(28*mib))&^[]uint64{511, mib - 1}[w.r.IntN(2)]))
+		size := max(mib, uint64(w.r.IntN(28*mib))&^[]uint64{511, mib - 1}[w.r.IntN(2)])
+		w.note("resize %d", size)
+		w.m.Resize(size)
 	case n < 80 && len(w.snaps) < 6:
 		w.n++
 		name := fmt.Sprintf("snap%d", w.n)
+		w.note("snapshot %s", name)
 		w.m.Snap(name)
 		w.snaps = append(w.snaps, name)
 	case n < 86 && len(w.snaps) > 0:
 		i := w.r.IntN(len(w.snaps))
+		w.note("remove snapshot %s", w.snaps[i])
 		w.m.RemoveSnap(w.snaps[i])
 		w.snaps = slices.Delete(w.snaps, i, i+1)
 	case n < 89 && len(w.snaps) > 0:
 		w.n++
 		i, name := w.r.IntN(len(w.snaps)), fmt.Sprintf("renamed%d", w.n)
+		w.note("rename snapshot %s to %s", w.snaps[i], name)
 		w.m.RenameSnap(w.snaps[i], name)
 		w.snaps[i] = name
 	case n < 91 && len(w.snaps) > 0:
 		i := w.r.IntN(len(w.snaps))
+		w.note("roll back to %s", w.snaps[i])
 		w.m.Rollback(w.snaps[i])
 	case n < 94 && len(w.snaps) > 0 && len(w.clones) < 2:
 		w.n++
-		name := fmt.Sprintf("%s child %d", w.m.Name(), w.n)
-		w.clones[name] = w.m.Clone(w.snaps[w.r.IntN(len(w.snaps))], w.p.a, name, rbdimage.Options{CloneVersion: 2})
+		name, snap := fmt.Sprintf("%s child %d", w.m.Name(), w.n), w.snaps[w.r.IntN(len(w.snaps))]
+		w.note("clone %s", snap)
+		w.clones[name] = w.m.Clone(snap, w.p.a, name, rbdimage.Options{CloneVersion: 2})
 	case n < 97:
 		for name, c := range w.clones {
+			w.note("remove clone")
 			c.Remove()
 			delete(w.clones, name)
 			break
@@ -265,6 +291,7 @@ func (w *randomWriter) flatten() {
 		w.t.Fatal(err)
 	}
 	if l.Parent != "" {
+		w.note("flatten")
 		w.m.Flatten()
 	}
 }
