@@ -42,7 +42,7 @@ const (
 	// leaseGrace is how long after the end of the lease locks are still held,
 	// so that a short stall of the host costs nothing.
 	leaseGrace = 5 * time.Second
-	retryMax   = 30 * time.Second
+	retryMax   = 5 * time.Second
 )
 
 var errLeaseLost = errors.New("the host does not renew the lease")

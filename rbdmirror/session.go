@@ -95,9 +95,11 @@ func openSession(ctx context.Context, l *link) (*session, error) {
 // connect makes both connections, at the same time.
 func (s *session) connect() error {
 	l, e := s.link, s.eng
-	wait := e.settings.duration(settingConnect, 30*time.Second)
+	wait := e.settings.duration(settingConnect, 15*time.Second)
 	preset := []client.Option{
 		{Name: "client_mount_timeout", Value: fmt.Sprint(max(1, int64(wait/time.Second)))},
+		// Monitors that come back are soon found.
+		{Name: "mon_client_hunt_interval_max_multiple", Value: "3"},
 		{Name: "rbd_cache", Value: "false"},
 	}
 	var localErr, remoteErr error
@@ -281,6 +283,11 @@ func (s *session) disconnect() {
 	list := s.ioctxs
 	s.ioctxs = nil
 	s.mu.Unlock()
+	for _, conn := range []*rados.Conn{s.local, s.remote} {
+		if conn != nil {
+			_ = conn.WatcherFlush() // of a connection that was cut off it fails
+		}
+	}
 	for _, c := range list {
 		c.Destroy()
 	}

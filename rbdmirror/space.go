@@ -284,7 +284,8 @@ func (sp *space) loadMap(ctx context.Context) (plugins.Map, error) {
 	var m plugins.Map
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	if !sp.published {
+	// Nobody known is not everybody dead.
+	if !sp.published || len(instances) == 0 {
 		return m, fmt.Errorf("%s: %w", sp.domain, election.ErrNotLeader)
 	}
 	clear(sp.owners)

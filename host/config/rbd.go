@@ -19,8 +19,8 @@ func rbdSettings() []Setting {
 			Help: "How many bytes a second are read from the peer for one image; 0 is no limit.",
 		},
 		{
-			Section: SectionRBD, Name: "connect_timeout", Type: Duration, Default: "30s", Min: 1e9,
-			Help: "How long a connection to a peer's cluster may take.",
+			Section: SectionRBD, Name: "connect_timeout", Type: Duration, Default: "15s", Min: 1e9,
+			Help: "How long it may take to connect to a peer's cluster, before that is tried anew.",
 		},
 		{
 			Section: SectionRBD, Name: "recreate_on_resync", Type: Bool, Default: "false",

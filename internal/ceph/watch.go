@@ -65,6 +65,10 @@ type Watch struct {
 	cookie uint64
 	events chan Notification
 	errors chan error
+	// use is held for reading while librados is asked about the watch, which
+	// it knows by an address that must not be used after Close.
+	use    sync.RWMutex
+	closed bool
 }
 
 // NewWatch watches an object. timeout is how long the cluster keeps the watch of
@@ -114,6 +118,11 @@ func (w *Watch) Ack(n Notification, payload []byte) error {
 // Check returns how long ago the cluster has confirmed the watch, or why it is
 // lost.
 func (w *Watch) Check() (time.Duration, error) {
+	w.use.RLock()
+	defer w.use.RUnlock()
+	if w.closed {
+		return 0, syscall.ENOTCONN
+	}
 	ret := C.rados_watch_check(C.rados_ioctx_t(w.ioctx.Pointer()), C.uint64_t(w.cookie))
 	if err := asError(int(ret)); err != nil {
 		return 0, err
@@ -121,9 +130,17 @@ func (w *Watch) Check() (time.Duration, error) {
 	return time.Duration(ret) * time.Millisecond, nil
 }
 
-// Close ends the watch. It asks the cluster, and so takes as long as that.
+// Close ends the watch. It asks the cluster, and so takes as long as that. A
+// second Close does nothing.
 func (w *Watch) Close() error {
 	w.forget()
+	w.use.Lock()
+	closed := w.closed
+	w.closed = true
+	w.use.Unlock()
+	if closed {
+		return nil
+	}
 	return asError(int(C.rados_unwatch2(C.rados_ioctx_t(w.ioctx.Pointer()), C.uint64_t(w.cookie))))
 }
 
