@@ -100,9 +100,6 @@ type Job struct {
 	// of the targets contain does not matter, except below Resume.
 	Maps ObjectMaps
 
-	// Flattened is not used any more: see Flatten.
-	Flattened uint64
-
 	// Resume is the number that an interrupted Run, or a stock daemon, left
 	// as progress of this synchronisation: objects below it are done.
 	Resume uint64
