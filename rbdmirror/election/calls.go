@@ -50,6 +50,12 @@ func (c *calls) wait(ctx context.Context) bool {
 
 // call carries f out, and no longer waits for it when ctx ends.
 func call[T any](ctx context.Context, c *calls, f func() (T, error)) (T, error) {
+	return callOr(ctx, c, f, func(T) {})
+}
+
+// callOr is call for results that must not be lost: discard receives one that
+// nobody waits for any more.
+func callOr[T any](ctx context.Context, c *calls, f func() (T, error), discard func(T)) (T, error) {
 	var zero T
 	if err := ctx.Err(); err != nil {
 		return zero, err
@@ -58,17 +64,22 @@ func call[T any](ctx context.Context, c *calls, f func() (T, error)) (T, error) 
 		v   T
 		err error
 	}
-	done := make(chan result, 1)
+	done, abandoned := make(chan result), make(chan struct{})
 	c.begin()
 	go func() {
 		defer c.end()
 		v, err := f()
-		done <- result{v, err}
+		select {
+		case done <- result{v, err}:
+		case <-abandoned:
+			discard(v)
+		}
 	}()
 	select {
 	case r := <-done:
 		return r.v, r.err
 	case <-ctx.Done():
+		close(abandoned)
 		return zero, ctx.Err()
 	}
 }

@@ -53,8 +53,6 @@ func (m *Member) passTime() {
 // leased reports whether the host lets us go on.
 func (m *Member) leased() bool { return m.cfg.Lease == nil || m.cfg.Lease.Valid() }
 
-func (m *Member) feedStop() { m.feed(machine.Stop{}) }
-
 // feed tells the machine what happened and has carried out what it decides. It
 // is called by goroutines of the member only.
 func (m *Member) feed(ev machine.Event) {
@@ -220,7 +218,7 @@ func (m *Member) carryOut(a machine.Action) machine.Event {
 	case machine.Unlock:
 		err := do(m.work, &m.calls, m.unlock)
 		if err == nil {
-			m.say(message.LockReleased, releasedTimeout)
+			m.say(m.work, message.LockReleased, releasedTimeout)
 		} else if !m.failed(err) && m.work.Err() == nil {
 			m.log.Warn().Err(err).Msg("giving up the leadership")
 		}
@@ -247,7 +245,7 @@ func answered(r message.Reply, instance string) bool {
 
 func (m *Member) beat(a machine.Beat) machine.Event {
 	if a.Announce {
-		m.wg.Go(func() { m.say(message.LockAcquired, beatTimeout) })
+		m.wg.Go(func() { m.say(m.work, message.LockAcquired, beatTimeout) })
 	}
 	reply, err := m.notify(m.root, message.LeaderObject, message.Heartbeat.Encode(), beatTimeout)
 	if err != nil && m.work.Err() == nil {
@@ -550,11 +548,11 @@ func parseAddr(s string) (cls.EntityAddr, error) {
 func (m *Member) watchLeader() {
 	var old *ceph.Watch
 	for m.work.Err() == nil {
-		watch, err := call(m.work, &m.calls, func() (*ceph.Watch, error) {
+		watch, err := callWatch(m.work, &m.calls, func() (*ceph.Watch, error) {
 			if err := m.createLeader(); err != nil {
 				return nil, err
 			}
-			return m.newWatch(m.work, m.root.ioctx, message.LeaderObject)
+			return ceph.NewWatch(m.root.ioctx, message.LeaderObject, m.watchTimeout)
 		})
 		if err != nil {
 			if m.work.Err() == nil && !m.failed(err) {

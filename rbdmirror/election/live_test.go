@@ -887,13 +887,13 @@ func TestLeftovers(t *testing.T) {
 	for _, key := range []string{"instance_", "cephmirror_"} {
 		run(t, a, "rados", "-p", pool, "-N", "ns", "rmomapkey", "rbd_mirror_leader", key+m.InstanceID())
 	}
-	wait(t, 15*time.Second, "it takes itself for missing", func() error {
-		if m.rec.heard("left ns/"+m.InstanceID()) == 0 {
-			return errors.New("it does not")
+	wait(t, 15*time.Second, "it has entered itself again", func() error {
+		if k := keys(t, a, pool, "ns"); !slices.Contains(k, "instance_"+m.InstanceID()) {
+			return fmt.Errorf("%v", k)
 		}
 		return nil
 	})
-	wait(t, 15*time.Second, "it enters itself again", func() error { return among(m.rec.present(), append([]string{"ns/99"}, self...)...) })
+	wait(t, 15*time.Second, "the leader knows", func() error { return among(m.rec.present(), append([]string{"ns/99"}, self...)...) })
 	took := wait(t, 40*time.Second, "the leftover is gone", func() error { return among(m.rec.present(), self...) })
 	t.Logf("gone after %v", took)
 	wait(t, 5*time.Second, "its object too", func() error {

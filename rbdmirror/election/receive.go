@@ -52,10 +52,13 @@ func (sp *space) receive() {
 // nil when the space ends.
 func (sp *space) rewatch(old *ceph.Watch) *ceph.Watch {
 	m := sp.m
+	sp.mu.Lock()
+	sp.watch = nil
+	sp.mu.Unlock()
 	closeWatch(&m.calls, old)
 	for first := true; first || pause(sp.ctx, time.Second); first = false {
-		watch, err := call(sp.ctx, &m.calls, func() (*ceph.Watch, error) {
-			w, err := m.newWatch(sp.ctx, sp.ioctx, sp.object)
+		watch, err := callWatch(sp.ctx, &m.calls, func() (*ceph.Watch, error) {
+			w, err := ceph.NewWatch(sp.ioctx, sp.object, m.watchTimeout)
 			if err != nil {
 				return nil, err
 			}

@@ -156,14 +156,14 @@ func (m *Member) registerAll(ctx context.Context) error {
 
 // sayChanged makes a leader of ours look who is registered.
 func (m *Member) sayChanged() {
-	m.wg.Go(func() { m.say(message.Changed, time.Second) })
+	m.wg.Go(func() { m.say(m.work, message.Changed, time.Second) })
 }
 
 // say tells all on the leader object something and waits for their
 // acknowledgements, which nobody looks at.
-func (m *Member) say(op message.LeaderOp, timeout time.Duration) {
-	_, err := m.root.notifier.Notify(m.work, message.LeaderObject, op.Encode(), timeout)
-	if err != nil && m.work.Err() == nil && !m.failed(err) && !ceph.Is(err, syscall.ETIMEDOUT) {
+func (m *Member) say(ctx context.Context, op message.LeaderOp, timeout time.Duration) {
+	_, err := m.root.notifier.Notify(ctx, message.LeaderObject, op.Encode(), timeout)
+	if err != nil && ctx.Err() == nil && !m.failed(err) && !ceph.Is(err, syscall.ETIMEDOUT) {
 		m.log.Debug().Err(err).Stringer("message", op).Msg("telling the others")
 	}
 }
@@ -189,8 +189,13 @@ func (m *Member) leave() {
 		})
 	}
 	wg.Wait()
-	m.sayChanged()
-	m.feedStop()
+	m.mu.Lock()
+	leads := m.machine.Holds()
+	m.mu.Unlock()
+	if !leads {
+		m.say(ctx, message.Changed, time.Second)
+	}
+	m.feed(machine.Stop{})
 	for m.work.Err() == nil && ctx.Err() == nil {
 		m.mu.Lock()
 		idle := m.machine.Idle()
@@ -210,12 +215,12 @@ func (sp *space) join(ctx context.Context) error {
 	if err := do(ctx, c, sp.add); err != nil {
 		return err
 	}
-	watch, err := call(ctx, c, func() (*ceph.Watch, error) {
+	watch, err := callWatch(ctx, c, func() (*ceph.Watch, error) {
 		err := store.WriteNew(sp.ioctx, sp.object)
 		if err != nil && !ceph.Is(err, syscall.EEXIST) {
 			return nil, err
 		}
-		return sp.m.newWatch(ctx, sp.ioctx, sp.object)
+		return ceph.NewWatch(sp.ioctx, sp.object, sp.m.watchTimeout)
 	})
 	if err != nil {
 		return fmt.Errorf("watching %s: %w", sp.object, err)
@@ -234,13 +239,14 @@ func (sp *space) join(ctx context.Context) error {
 	return nil
 }
 
-// newWatch watches an object, unless nobody waits for that any more.
-func (m *Member) newWatch(ctx context.Context, ioctx *rados.IOContext, object string) (*ceph.Watch, error) {
-	w, err := ceph.NewWatch(ioctx, object, m.watchTimeout)
-	if err == nil && ctx.Err() != nil {
-		return nil, errors.Join(ctx.Err(), w.Close())
-	}
-	return w, err
+// callWatch is call for what makes a watch. One that nobody waits for any more is
+// ended again.
+func callWatch(ctx context.Context, c *calls, f func() (*ceph.Watch, error)) (*ceph.Watch, error) {
+	return callOr(ctx, c, f, func(w *ceph.Watch) {
+		if w != nil {
+			_ = w.Close() // nothing is known of it anyway
+		}
+	})
 }
 
 // closeWatch ends a watch, which is not waited for.
@@ -295,13 +301,17 @@ func (sp *space) drop(instance string) error {
 // leave undoes what join has done, in reverse.
 func (sp *space) leave(ctx context.Context) error {
 	sp.mu.Lock()
-	watch, was := sp.watch, sp.registered
-	sp.watch, sp.registered = nil, false
+	was := sp.registered
+	sp.registered = false
 	sp.mu.Unlock()
 	if was {
 		sp.cancel()
 		<-sp.idle
 	}
+	sp.mu.Lock()
+	watch := sp.watch
+	sp.watch = nil
+	sp.mu.Unlock()
 	return do(ctx, &sp.m.calls, func() error {
 		var errs []error
 		if watch != nil {
@@ -355,6 +365,8 @@ func (m *Member) close() bool {
 		closeWatch(&m.calls, watch)
 	}
 	ok := m.users.wait(ctx) && m.calls.wait(ctx)
+	// What librados tells of a watch may still be on its way.
+	ok = do(ctx, &m.calls, m.cfg.Conn.WatcherFlush) == nil && ok
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, sp := range open {
