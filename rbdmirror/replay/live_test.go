@@ -608,6 +608,11 @@ func TestLiveFrozen(t *testing.T) {
 	if out := p.b.Run("rbd", "object-map", "check", p.pool+"/img"); strings.Contains(out, "error") {
 		t.Error(out)
 	}
+	for _, s := range c.Snaps() {
+		if s.Name == "too late" {
+			t.Error("a half-filled snapshot is left")
+		}
+	}
 	t.Log(p.snapshots(p.b, "img"))
 }
 

@@ -33,6 +33,8 @@ var (
 	errRole = errors.New("the local image is being promoted")
 	// errYield: somebody wants the lock of the local image.
 	errYield = errors.New("the lock of the local image is wanted")
+	// errPromotion: it is wanted to promote the image by force.
+	errPromotion = fmt.Errorf("%w: the local image is being promoted by force", errYield)
 	// errLease: nothing may be written.
 	errLease = errors.New("the host does not renew the lease")
 	// errEnded is the answer to those who wait when Run ends.
@@ -126,6 +128,9 @@ func (r *Replayer) run(ctx context.Context) (Outcome, error) {
 			r.first = true
 			continue
 		case errors.Is(err, errYield):
+			if errors.Is(err, errPromotion) {
+				r.dropPartial(v)
+			}
 			r.unlock()
 			r.giveSlot()
 			r.first = true
@@ -338,7 +343,7 @@ func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error)
 	if want && r.remoteWatch == nil {
 		id := v.remote.image.ID
 		r.remoteWatch, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*headerWatch, error) {
-			return watchHeader(r.remote.ioctx, id, r.remote.client, r.Kick, func() {})
+			return watchHeader(r.remote.ioctx, id, r.remote.client, r.Kick, func(bool) {})
 		}, func(w *headerWatch) { _ = w.close() })
 		if err != nil {
 			return again, remoteError{err}
@@ -358,8 +363,12 @@ func (r *Replayer) watchLocal(id string) error {
 			r.interrupt(errRole)
 		}
 		r.Kick()
-	}, func() {
-		if r.holding.Load() {
+	}, func(promotion bool) {
+		switch {
+		case !r.holding.Load():
+		case promotion:
+			r.interrupt(errPromotion)
+		default:
 			r.interrupt(errYield)
 		}
 	})
@@ -368,6 +377,24 @@ func (r *Replayer) watchLocal(id string) error {
 	}
 	r.watch = w
 	return nil
+}
+
+// dropPartial removes the user snapshots of a synchronisation that will never be
+// completed: they are neither one thing nor the other. The mirror snapshot has to
+// stay, as it is what makes the promotion roll the image back.
+func (r *Replayer) dropPartial(v *view) {
+	if v == nil || v.step.Kind != plan.Copy || !r.lock.held() {
+		return
+	}
+	e, err := r.edit(v.local.image.ID)
+	for _, l := range v.step.Sync.Chain {
+		if err == nil && l.Local != 0 {
+			err = e.dropSnapshot(context.Background(), l.Local)
+		}
+	}
+	if err != nil {
+		r.log.Warn().Err(err).Msg("removing half-filled snapshots before the forced promotion")
+	}
 }
 
 // interrupt ends the present step.

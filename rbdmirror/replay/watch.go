@@ -1,6 +1,8 @@
 package replay
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"sync"
 	"time"
@@ -42,10 +44,20 @@ func wantsLock(op cls.HeaderOp) bool {
 	return op != progress && op != complete
 }
 
+// promotes reports whether a request to the holder of the lock is what a forced
+// promotion begins with: that the snapshot be made that cuts the image from its
+// primary.
+func promotes(request []byte) bool {
+	const op, name = 6, 14 // offsets: a frame's head, the operation, the length of the name
+	return len(request) > name && binary.LittleEndian.Uint32(request[op:]) == 8 &&
+		bytes.HasPrefix(request[name:], []byte(".mirror.non_primary."))
+}
+
 // watchHeader watches the header of an image. changed is called when somebody
 // else has changed it, and when the watch is lost. It may take its time. wanted
-// is called when somebody else wants the lock.
-func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed, wanted func()) (*headerWatch, error) {
+// is called when somebody else wants the lock; promotion tells that it is for a
+// forced promotion of the image.
+func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(), wanted func(promotion bool)) (*headerWatch, error) {
 	w, err := ceph.NewWatch(ioctx, store.HeaderObject(image), 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: watching: %w", store.HeaderObject(image), err)
@@ -64,7 +76,7 @@ func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed, want
 			case n := <-w.Events():
 				m, err := cls.DecodeHeaderNotify(n.Data)
 				if err == nil && n.Notifier != own && wantsLock(m.Op) {
-					wanted()
+					wanted(promotes(n.Data))
 					time.Sleep(beforeAck)
 				}
 				// What cannot be acknowledged has to wait for its own timeout.

@@ -544,34 +544,33 @@ func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot, full boo
 	s.Full = full
 	s.Base = base
 	s.SnapSeqs = in.carried(base)
-	var started map[uint64]uint64
-	if incomplete != nil {
+	from, local := uint64(0), uint64(0)
+	if base != nil {
+		from, local = base.Remote, base.Local
+	}
+	if incomplete == nil {
+		s.Chain = chain(in.Remote.Header, from, s.End.ID, h, nil)
+	} else {
 		m := incomplete.Namespace.Mirror
-		started = m.SnapSeqs
+		s.Chain = chain(in.Remote.Header, from, s.End.ID, h, m.SnapSeqs)
+		whole := !slices.ContainsFunc(s.Chain, func(l Link) bool { return l.Local == 0 })
 		same := m.PrimaryUUID == in.RemoteUUID && m.PrimarySnapID == s.End.ID
+		own := same && whole && incomplete.ID == in.Own
+		s.Replace = incomplete.ID
 		switch {
-		case same && incomplete.ID == in.Own:
-			s.Local, s.First = incomplete.ID, m.LastCopied
-		case same:
+		case own:
+			s.Local, s.Replace, s.First = incomplete.ID, 0, m.LastCopied
+		case same && whole:
 			// Of what somebody else has copied it is not known under which
 			// write context. A new snapshot holds what the image's head is
 			// now and so is right in any case. And some count, some number.
-			s.Replace = incomplete.ID
 			s.First = m.LastCopied - min(m.LastCopied, 1)
-		default:
-			s.Replace = incomplete.ID
 		}
-		if full && !(s.Local != 0 && in.OwnFull) {
+		if full && !(own && in.OwnFull) {
 			// What was copied so far may have been too little.
 			s.First = 0
 		}
 	}
-	from := uint64(0)
-	var local uint64
-	if base != nil {
-		from, local = base.Remote, base.Local
-	}
-	s.Chain = chain(in.Remote.Header, from, s.End.ID, h, started)
 	kept := map[uint64]bool{}
 	for _, id := range s.SnapSeqs {
 		kept[id] = true
