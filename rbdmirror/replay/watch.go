@@ -30,26 +30,12 @@ type headerWatch struct {
 // kept waiting: it asks again and again until the lock is free.
 const beforeAck = 20 * time.Millisecond
 
-// wantsLock reports whether a notification is meant for the holder of the image's
-// lock: that it release the lock, or do something for the sender, which we
-// answer by releasing it, too. Otherwise it tells of something that was done.
-func wantsLock(op cls.HeaderOp) bool {
-	switch op {
-	case cls.HeaderRequestLock:
-		return true
-	case cls.HeaderAcquiredLock, cls.HeaderReleasedLock, cls.HeaderUpdate, cls.HeaderQuiesce, cls.HeaderUnquiesce:
-		return false
-	}
-	const progress, complete = 4, 5
-	return op != progress && op != complete
-}
-
 // promotes reports whether a request to the holder of the lock is what a forced
 // promotion begins with: that the snapshot be made that cuts the image from its
 // primary.
 func promotes(request []byte) bool {
 	const op, name = 6, 14 // offsets: a frame's head, the operation, the length of the name
-	return len(request) > name && binary.LittleEndian.Uint32(request[op:]) == 8 &&
+	return len(request) > name && binary.LittleEndian.Uint32(request[op:]) == uint32(cls.HeaderSnapCreate) &&
 		bytes.HasPrefix(request[name:], []byte(".mirror.non_primary."))
 }
 
@@ -75,7 +61,7 @@ func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(
 			select {
 			case n := <-w.Events():
 				m, err := cls.DecodeHeaderNotify(n.Data)
-				if err == nil && n.Notifier != own && wantsLock(m.Op) {
+				if err == nil && n.Notifier != own && m.Op.AsksHolder() {
 					wanted(promotes(n.Data))
 					time.Sleep(beforeAck)
 				}
