@@ -28,6 +28,8 @@ type plan struct {
 	notices int
 	block   int64 // size of the file of which 4 KiB change
 	large   int64 // size of the new file
+
+	rbd rbdPlan
 }
 
 func fullPlan() plan {
@@ -43,6 +45,7 @@ func fullPlan() plan {
 		notices:  15,
 		block:    512 << 20,
 		large:    2 << 30,
+		rbd:      fullRBDPlan(),
 	}
 }
 
@@ -55,6 +58,7 @@ func quickPlan() plan {
 	p.many.Dirs, p.many.Files = 4, 50
 	p.idle.Dirs, p.idleFor, p.notices = 50, 5*time.Second, 3
 	p.block, p.large = 64<<20, 128<<20
+	p.rbd = quickRBDPlan()
 	return p
 }
 
@@ -91,6 +95,9 @@ func cases() []benchCase {
 		{"block", "4 KiB changed in a large file", blockCase},
 		{"large", "one new large file", largeCase},
 		{"idle", "many directories in which nothing happens", idleCase},
+		{"rbd-first", "first synchronisation of a large RBD image", rbdFirstCase},
+		{"rbd-small", "small writes at random to an RBD image", rbdSmallCase},
+		{"rbd-many", "many RBD images of which some change", rbdManyCase},
 	}
 }
 

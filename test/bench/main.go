@@ -1,5 +1,5 @@
-// Command bench measures cephmirror beside the stock cephfs-mirror daemon and
-// a bare copy loop, on the same two clusters in one run. It runs inside the
+// Command bench measures cephmirror beside the stock cephfs-mirror and
+// rbd-mirror daemons and a bare copy loop, on the same two clusters in one run. It runs inside the
 // test bed's environment; `make bench` builds what it needs and starts it.
 //
 // It prints what it measured and the ratios, and writes both as JSON. It never
@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string) (err error) {
 	f.Usage = func() {
 		fmt.Fprintln(f.Output(), "Cases:")
 		for _, c := range cases() {
-			fmt.Fprintf(f.Output(), "  %-6s  %s\n", c.name, c.about)
+			fmt.Fprintf(f.Output(), "  %-9s  %s\n", c.name, c.about)
 		}
 		fmt.Fprintln(f.Output(), "Options:")
 		f.PrintDefaults()
@@ -102,7 +102,7 @@ func run(ctx context.Context, args []string) (err error) {
 		*binary = filepath.Join(bed.FindCheckout(wd), "bin", release, "cephmirror")
 	}
 	if p.wants(ours) {
-		for _, path := range []string{*binary, filepath.Join(filepath.Dir(*binary), "cephmirror-cephfs")} {
+		for _, path := range []string{*binary, filepath.Join(filepath.Dir(*binary), "cephmirror-cephfs"), filepath.Join(filepath.Dir(*binary), "cephmirror-rbd")} {
 			if _, err := os.Stat(path); err != nil {
 				return fmt.Errorf("looking for our daemon: %w", err)
 			}

@@ -138,7 +138,7 @@ func (r *report) memory() {
 			peaks[name] = max(peaks[name], n)
 		}
 	}
-	for _, p := range [][2]string{{"plugin", "under 300 MB"}, {"host", "under 40 MB"}} {
+	for _, p := range [][2]string{{"plugin", "under 300 MB"}, {rbdPlugin, "under 400 MB"}, {"host", "under 40 MB"}} {
 		if n := peaks[p[0]]; n > 0 {
 			r.find("all", "peak resident memory, "+p[0], float64(n)/1e6, "MB", p[1])
 		}

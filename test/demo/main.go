@@ -1,7 +1,7 @@
 // Command demo shows cephmirror to someone who has not seen it: it brings up
-// two small clusters, mirrors a directory from one to the other, lets the
-// progress be seen, compares both sides and cleans up. It runs inside the test
-// bed's environment ("make demo").
+// two small clusters, mirrors a directory and an image from one to the other,
+// lets the progress be seen, compares both sides and cleans up. It runs inside
+// the test bed's environment ("make demo").
 package main
 
 import (
@@ -74,7 +74,7 @@ func run(ctx context.Context) (err error) {
 	}
 	s.binary = filepath.Join(bed.FindCheckout(wd), "bin", s.bed.Release().Name, "cephmirror")
 	for _, step := range []func(context.Context) error{
-		s.clusters, s.enable, s.fill, s.daemon, s.first, s.second, s.status,
+		s.clusters, s.enable, s.fill, s.daemon, s.first, s.second, s.status, stopped(s.images),
 	} {
 		if err := step(ctx); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,7 +49,8 @@ func (d *daemon) answers() error {
 	return nil
 }
 
-// callouts are what `rbd mirror pool status --verbose` says of the daemons.
+// callouts are what `rbd mirror pool status --verbose` says of the latest
+// daemon: others that have ended are listed for a while.
 func (p *rbdPool) callouts(c *bed.Cluster) (string, error) {
 	out, err := p.e.tryRBD(c, "mirror", "pool", "status", p.name, "--verbose", "--format", "json")
 	if err != nil {
@@ -56,6 +58,7 @@ func (p *rbdPool) callouts(c *bed.Cluster) (string, error) {
 	}
 	var s struct {
 		Daemons []struct {
+			Service  string          `json:"service_id"`
 			Health   string          `json:"health"`
 			Callouts json.RawMessage `json:"callouts"`
 		} `json:"daemons"`
@@ -63,13 +66,20 @@ func (p *rbdPool) callouts(c *bed.Cluster) (string, error) {
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return "", err
 	}
-	var all []string
+	latest, text := 0, ""
 	for _, d := range s.Daemons {
-		if len(d.Callouts) > 0 {
-			all = append(all, d.Health+" "+string(d.Callouts))
+		id, err := strconv.Atoi(d.Service)
+		if err != nil {
+			return "", fmt.Errorf("%w in %s", err, out)
+		}
+		if id > latest {
+			latest, text = id, ""
+			if len(d.Callouts) > 0 {
+				text = d.Health + " " + string(d.Callouts)
+			}
 		}
 	}
-	return strings.Join(all, "\n"), nil
+	return text, nil
 }
 
 func (p *rbdPool) waitCallout(t *testing.T, text string) {
@@ -332,7 +342,12 @@ func TestRBDSourceTrouble(t *testing.T) {
 		parent.Protect("base")
 		child := parent.Clone("base", p.a, "child", rbdimage.Options{CloneVersion: 2})
 		id := child.Mirror()
-		p.wait(t, child, id)
+		// The parent's snapshot has not been mirrored yet.
+		p.waitPeer(t, child, "error", "parent")
+		fine(t)
+		parent.MirrorSnap()
+		p.waitLong(t, 60*time.Second, child, id)
+		p.same(t, child)
 		// Somebody disables the parent behind the tools' back.
 		if err := p.a.With(func(ctx *rados.IOContext) error {
 			return ctx.RmOmapKeys("rbd_mirroring", []string{"image_" + parent.ID()})
