@@ -47,6 +47,7 @@ type Engine struct {
 	renew  chan struct{}  // capacity 1: the main connection is of no more use
 	rescan chan struct{}  // capacity 1: look at the pools now
 	left   sync.WaitGroup // goroutines that wait for calls that hang
+	ended  sync.Once
 
 	mu       sync.Mutex
 	main     *shared // for the service map, and to look at the pools
@@ -374,22 +375,20 @@ func (e *Engine) Renew(context.Context, time.Duration) error { return nil }
 // Stop implements plugins.Plugin.
 func (e *Engine) Stop(ctx context.Context) error {
 	e.cancel()
-	if e.main == nil {
-		return nil
+	if e.options == nil {
+		return nil // not started
 	}
 	select {
 	case <-e.done:
 	case <-ctx.Done():
 		return fmt.Errorf("stopping: %w", ctx.Err())
 	}
-	// Connections to a cluster that does not answer end with the process.
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		e.left.Wait()
-		e.main.users.Wait()
-		e.main.conn.Shutdown()
+		e.ended.Do(e.shutdown)
 	}()
+	// Connections to a cluster that does not answer end with the process.
 	select {
 	case <-ended:
 	case <-time.After(leftBehind):
@@ -398,6 +397,14 @@ func (e *Engine) Stop(ctx context.Context) error {
 	}
 	e.feed.Close()
 	return nil
+}
+
+// shutdown ends the main connection when nothing uses it any more.
+func (e *Engine) shutdown() {
+	e.left.Wait()
+	e.options.Close()
+	e.main.users.Wait()
+	e.main.conn.Shutdown()
 }
 
 // leftBehind is how long calls that nobody needs any more are waited for at the

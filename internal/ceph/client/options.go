@@ -48,9 +48,20 @@ func (o *Options) Replace(conn *rados.Conn) error {
 	return nil
 }
 
+// Close is called before the connection ends. What has not been set by command
+// has its default from then on.
+func (o *Options) Close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.conn = nil
+}
+
 func (o *Options) read(name string) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.conn == nil {
+		return o.here[name], nil
+	}
 	return o.conn.GetConfigOption(name)
 }
 
@@ -137,6 +148,9 @@ func (o *Options) Command(prefix string, args map[string]any) (any, error) {
 func (o *Options) set(name, value string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.conn == nil {
+		return syscall.ENOTCONN
+	}
 	if err := o.conn.SetConfigOption(name, value); err != nil {
 		return err
 	}
@@ -147,6 +161,9 @@ func (o *Options) set(name, value string) error {
 func (o *Options) unset(name string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.conn == nil {
+		return syscall.ENOTCONN
+	}
 	for _, d := range o.defaults {
 		if d.Name == name {
 			if err := o.conn.SetConfigOption(name, d.Value); err != nil {
