@@ -385,7 +385,6 @@ func TestLiveFirst(t *testing.T) {
 	t.Log(p.snapshots(p.a, "img"))
 	t.Log(p.snapshots(p.b, "img"))
 	t.Log(p.b.Run("rbd", "info", p.pool+"/img"))
-	t.Log(p.b.Run("rbd", "object-map", "check", p.pool+"/img"))
 	state, text := p.toolStatus(p.b, "img")
 	t.Log(state, text)
 	if took := pl.stop(); took > 2*time.Second {
