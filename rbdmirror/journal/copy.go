@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -58,10 +59,10 @@ func (r *Replayer) copy(ctx context.Context, v *view) error {
 	c := &copying{r: r, src: src, t: t, peer: v.remote.peer.Clone(), h: store.NewHeader(r.local.ioctx, local.ID), from: v.remote.client.Committed}
 	c.h.Cookie = r.lock.cookie
 	ctx, cancel := context.WithCancelCause(ctx)
+	var guard sync.WaitGroup
+	defer guard.Wait()
+	guard.Go(func() { c.guard(ctx, cancel) })
 	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
-	go c.guard(ctx, cancel, stop)
 	if err := c.run(ctx); err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errPromoted) || errors.Is(cause, errResync) {
 			return nil
@@ -85,11 +86,9 @@ type copying struct {
 }
 
 // guard ends the copying when the local image becomes something else.
-func (c *copying) guard(ctx context.Context, cancel context.CancelCauseFunc, stop <-chan struct{}) {
+func (c *copying) guard(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
 		select {
-		case <-stop:
-			return
 		case <-ctx.Done():
 			return
 		case <-c.r.check:

@@ -116,13 +116,20 @@ func (r *Replayer) session(ctx context.Context, src source, t *target.Target, he
 		},
 		report: func(rep lag.Report, c *counters) {
 			r.replaying = true
-			r.countMu.Lock()
-			r.current = Counters{c.Entries, c.Bytes, c.LatencySum, c.LatencyCount}
-			r.countMu.Unlock()
+			r.count(c)
 			r.set(replay.StateReplaying, "replaying, "+rep.JSON(), replay.Replaying, func(s *replay.Status) { wait(s, rep.Waiting) })
 		},
 	}
-	return s.run(ctx, rec)
+	err := s.run(ctx, rec)
+	r.count(&s.count)
+	return err
+}
+
+// count notes what the session under way has carried out.
+func (r *Replayer) count(c *counters) {
+	r.countMu.Lock()
+	defer r.countMu.Unlock()
+	r.current = Counters{c.Entries, c.Bytes, c.LatencySum, c.LatencyCount}
 }
 
 func (r *Replayer) endSession() {

@@ -331,7 +331,7 @@ func testEverything(t *testing.T, p *pair, name string, o rbdimage.Options) {
 	pl.waitState(replay.StateReplaying, "replaying, ")
 	q.caughtUp(pl, m)
 	q.same(m)
-	all := operations(m)
+	all := operations(&q, m)
 	for _, op := range all {
 		op()
 	}
@@ -340,7 +340,7 @@ func testEverything(t *testing.T, p *pair, name string, o rbdimage.Options) {
 }
 
 // operations are changes of every kind.
-func operations(m rbdimage.Maker) []func() {
+func operations(p *pair, m rbdimage.Maker) []func() {
 	return []func(){
 		func() { m.Fill(3, 1*mib, 2*mib+777) },
 		func() { m.Discard(4*mib, 4*mib) },
@@ -362,6 +362,7 @@ func operations(m rbdimage.Maker) []func() {
 		func() { m.Fill(8, 7*mib, 1*mib) },
 		func() { m.Unprotect("s1") },
 		func() { m.RemoveSnap("s1") },
+		func() { p.a.Run("python3", "-c", sectors, p.pool, m.Name(), "1") },
 		func() { m.SetMeta("shape", "round") },
 		func() { m.RemoveMeta("color") },
 		func() {
@@ -376,5 +377,28 @@ func operations(m rbdimage.Maker) []func() {
 				return err
 			})
 		},
+	}
+}
+
+// TestBacklog tells how fast a backlog is replayed.
+func TestBacklog(t *testing.T) {
+	p := newPair(t)
+	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "backlog", rbdimage.Options{Size: 256 * mib, Features: journaling})
+	gid := p.enable(m)
+	pl := p.play(p.b, gid)
+	pl.waitState(replay.StateReplaying, "replaying, ")
+	p.caughtUp(pl, m)
+	for _, strict := range []bool{false, true} {
+		pl.stop()
+		began := time.Now()
+		p.a.Run("rbd", "bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "16", "--io-total", "80M", "--io-pattern", "rand", m.Spec())
+		wrote := time.Since(began)
+		began = time.Now()
+		pl = p.play(p.b, gid, func(c *journal.Config) { c.Journal.Strict = strict })
+		p.caughtUp(pl, m)
+		took := time.Since(began)
+		c := pl.r.Counters()
+		t.Logf("strict %v: written in %v, replayed in %v, %d entries", strict, wrote.Round(time.Millisecond), took.Round(time.Millisecond), c.Entries)
+		p.same(m)
 	}
 }

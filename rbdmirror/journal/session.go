@@ -498,13 +498,23 @@ func (s *session) start(ctx context.Context) {
 	if checkpoint {
 		s.lastCheckpoint = began
 	}
+	works := s.more(w)
 	s.calls.wg.Go(func() {
 		if op {
 			// Another daemon that goes on for us must not carry out more than
 			// this one operation again.
 			s.tellSource(ctx, before)
 		}
-		err := s.applier.Do(ctx, w)
+		var err error
+		sums := make([]done, 0, len(works))
+		for _, w := range works {
+			if err = s.applier.Do(ctx, w); err != nil {
+				break
+			}
+			now := time.Now()
+			sums = append(sums, done{w.Summary(), now.Sub(began)})
+			began = now
+		}
 		if err == nil && checkpoint {
 			err = s.applier.Checkpoint(ctx)
 		}
@@ -512,8 +522,31 @@ func (s *session) start(ctx context.Context) {
 		if op && err == nil {
 			s.tellSource(ctx, progress.Committable())
 		}
-		s.post(func() { s.done(w, progress, began, err) })
+		s.post(func() { s.done(sums, progress, err) })
 	})
+}
+
+// done is a step that has ended.
+type done struct {
+	plan.Summary
+	took time.Duration
+}
+
+// chain is how many small steps are given out at once.
+const chain = 64
+
+// more returns a step with those that can follow without being looked at: in strict
+// mode they are very small.
+func (s *session) more(w plan.Work) []plan.Work {
+	works := []plan.Work{w}
+	for s.tune.strict && len(works) < chain {
+		if _, ok := w.(*plan.Batch); !ok || !s.planner.BatchNext() {
+			break
+		}
+		w, _ = s.planner.Next(s.target.Image(), s.limits())
+		works = append(works, w)
+	}
+	return works
 }
 
 // limits are those of the next batch.
@@ -535,27 +568,27 @@ func (s *session) tellSource(ctx context.Context, ps format.Positions) {
 	}
 }
 
-// done takes in that a step has ended.
-func (s *session) done(w plan.Work, progress plan.Progress, began time.Time, err error) {
+// done takes in that steps have ended.
+func (s *session) done(sums []done, progress plan.Progress, err error) {
 	s.work, s.ops = nil, false
-	if err != nil {
-		s.end(localError{err})
-		return
-	}
 	now := time.Now()
 	s.progress = progress
-	sum := w.Summary()
-	s.count.Entries += uint64(sum.Entries)
-	s.count.Bytes += uint64(sum.Bytes)
-	s.count.LatencySum += now.Sub(began) * time.Duration(sum.Entries)
-	s.count.LatencyCount += uint64(sum.Entries)
-	s.count.entries.Add(now, float64(sum.Entries))
-	s.count.payload.Add(now, float64(sum.Bytes))
-	if !sum.Time.IsZero() {
-		s.doneTime = sum.Time
+	for _, sum := range sums {
+		s.count.Entries += uint64(sum.Entries)
+		s.count.Bytes += uint64(sum.Bytes)
+		s.count.LatencySum += sum.took * time.Duration(sum.Entries)
+		s.count.LatencyCount += uint64(sum.Entries)
+		s.count.entries.Add(now, float64(sum.Entries))
+		s.count.payload.Add(now, float64(sum.Bytes))
+		if !sum.Time.IsZero() {
+			s.doneTime = sum.Time
+		}
+		if lineage.Orphan(s.newest) && sum.Entries > 0 {
+			s.end(errDemoted)
+		}
 	}
-	if lineage.Orphan(s.newest) && sum.Entries > 0 {
-		s.end(errDemoted)
+	if err != nil {
+		s.end(localError{err})
 	}
 }
 

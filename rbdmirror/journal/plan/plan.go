@@ -250,6 +250,18 @@ func (p *Planner) Next(img Image, lim Limits) (Work, bool) {
 	return p.batch(img, lim), true
 }
 
+// BatchNext says that the next step is a batch, of the same epoch as the last one.
+func (p *Planner) BatchNext() bool {
+	if len(p.queue) == 0 || p.queue[0].Tag != p.epoch || !p.entered {
+		return false
+	}
+	switch p.queue[0].Event.(type) {
+	case format.Write, format.WriteSame, format.Discard, format.Flush:
+		return true
+	}
+	return false
+}
+
 // atBeginning says that an operation is to be carried out where it begins.
 func (p *Planner) atBeginning(tag uint64, op format.Op) bool {
 	if !holdsWrites(op) {

@@ -120,9 +120,12 @@ func Resume(f Found) (r Record, own bool) {
 		(f.Lock != "" && f.Lock == s.Lock || f.LocalTag == s.LocalTag) {
 		told, any := f.Committed.First()
 		done, some := s.Done.First()
-		if !any || some && told.Compare(done) <= 0 {
-			return *s, true
+		r := *s
+		if any && (!some || told.Compare(done) > 0) {
+			// Writes alone are not stored one by one, and what was told is done.
+			r.Progress, r.Compared = Progress{Done: f.Committed}, false
 		}
+		return r, true
 	}
 	return Record{MirrorUUID: f.MirrorUUID, ImageID: f.ImageID, Progress: Progress{Done: f.Committed}, Until: Unknown}, false
 }

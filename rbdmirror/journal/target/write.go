@@ -36,6 +36,9 @@ func (t *Target) Write(ctx context.Context, objects []*merge.Object) error {
 
 // eachObject does something for a number of objects, side by side.
 func (t *Target) eachObject(ctx context.Context, n int, do func(ctx context.Context, i int) error) error {
+	if n == 1 {
+		return do(ctx, 0)
+	}
 	var g errgroup.Group
 	g.SetLimit(t.cfg.Concurrency)
 	for i := range n {
