@@ -15,8 +15,8 @@ import (
 
 	"cephmirror/plugins"
 	"cephmirror/plugins/plugintest"
-	"cephmirror/rbdmirror/store/storetest"
 	"cephmirror/test/bed"
+	"cephmirror/test/rbdsite"
 )
 
 // patience bounds every wait.
@@ -35,7 +35,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 }
 
 // startEngine runs an engine under a lease that is renewed, as a host does.
-func startEngine(t *testing.T, s *storetest.Site) *Engine {
+func startEngine(t *testing.T, s *rbdsite.Site) *Engine {
 	t.Helper()
 	lease := plugins.NewLease(nil)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -163,22 +163,22 @@ type poolInfo struct {
 
 // TestLive follows a pool from the first to the last day of its mirroring.
 func TestLive(t *testing.T) {
-	a, b := storetest.Start(t, "ea"), storetest.Start(t, "eb")
-	for _, s := range []*storetest.Site{a, b} {
+	a, b := rbdsite.Start(t, "ea"), rbdsite.Start(t, "eb")
+	for _, s := range []*rbdsite.Site{a, b} {
 		forget(s)
 	}
 	t.Cleanup(func() { forget(b); forget(a) })
 	e := startEngine(t, b)
-	if p, _ := statusOf(t, e, storetest.Pool); p != nil {
+	if p, _ := statusOf(t, e, rbdsite.Pool); p != nil {
 		t.Errorf("a pool that is not mirrored has a status: %v", p)
 	}
 
 	// A mode alone is told in the service map, a peer is mirrored from.
-	a.Run("rbd", "mirror", "pool", "enable", storetest.Pool, "image", "--site-name", "site-a")
-	b.Run("rbd", "mirror", "pool", "enable", storetest.Pool, "image", "--site-name", "site-b")
+	a.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool, "image", "--site-name", "site-a")
+	b.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool, "image", "--site-name", "site-b")
 	serving := func() (ours *servicePool) {
 		for _, p := range e.sortedPools() {
-			if s, ok := p.serviceStatus(); ok && p.name == storetest.Pool {
+			if s, ok := p.serviceStatus(); ok && p.name == rbdsite.Pool {
 				return &s
 			}
 		}
@@ -186,20 +186,20 @@ func TestLive(t *testing.T) {
 	}
 	eventually(t, "the pool in the service map", func() bool { return serving() != nil })
 	token := t.TempDir() + "/token"
-	text := a.Run("rbd", "mirror", "pool", "peer", "bootstrap", "create", storetest.Pool)
+	text := a.Run("rbd", "mirror", "pool", "peer", "bootstrap", "create", rbdsite.Pool)
 	if err := os.WriteFile(token, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	imported := time.Now()
-	b.Run("rbd", "mirror", "pool", "peer", "bootstrap", "import", storetest.Pool, token, "--direction", "rx-only")
+	b.Run("rbd", "mirror", "pool", "peer", "bootstrap", "import", rbdsite.Pool, token, "--direction", "rx-only")
 	eventually(t, "the pool to be mirrored, led by this instance", func() bool {
-		p, _ := statusOf(t, e, storetest.Pool)
+		p, _ := statusOf(t, e, rbdsite.Pool)
 		return p != nil && p["leader"] == true
 	})
 	t.Logf("mirrored %v after the import began", time.Since(imported))
 
 	// The answer has all that the stock daemon's has, in its order.
-	_, text2 := statusOf(t, e, storetest.Pool)
+	_, text2 := statusOf(t, e, rbdsite.Pool)
 	got, want := keys(t, text2), stockKeys(t, e.info.CephRelease)
 	if len(got) < len(want) || !slices.Equal(got[:len(want)], want) {
 		t.Errorf("members of the status: %v, want first %v", got, want)
@@ -228,7 +228,7 @@ func TestLive(t *testing.T) {
 	// So say the tools, on both sides.
 	eventually(t, "a healthy pool", func() bool {
 		var s poolStatus
-		b.JSON(&s, "rbd", "mirror", "pool", "status", storetest.Pool, "--verbose")
+		b.JSON(&s, "rbd", "mirror", "pool", "status", rbdsite.Pool, "--verbose")
 		for _, d := range s.Daemons {
 			if d.ClientID == "mirror" && d.Leader && d.Health == "OK" && d.Instance != "" && d.Version == e.info.CephVersion {
 				return true
@@ -237,8 +237,8 @@ func TestLive(t *testing.T) {
 		return false
 	})
 	var here, there poolInfo
-	b.JSON(&here, "rbd", "mirror", "pool", "info", storetest.Pool)
-	a.JSON(&there, "rbd", "mirror", "pool", "info", storetest.Pool)
+	b.JSON(&here, "rbd", "mirror", "pool", "info", rbdsite.Pool)
+	a.JSON(&there, "rbd", "mirror", "pool", "info", rbdsite.Pool)
 	if len(there.Peers) != 1 || there.Peers[0].Direction != "tx-only" || there.Peers[0].Site != "site-b" || there.Peers[0].MirrorUUID == "" {
 		t.Errorf("the other side was not told of us: %+v", there)
 	}
@@ -247,20 +247,20 @@ func TestLive(t *testing.T) {
 	}
 
 	// A peer of another pool that cannot be reached is no matter to this one.
-	b.Run("rbd", "mirror", "pool", "enable", storetest.DataPool, "image")
+	b.Run("rbd", "mirror", "pool", "enable", rbdsite.DataPool, "image")
 	key := t.TempDir() + "/key"
 	if err := os.WriteFile(key, []byte("AQAAAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAA==\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.Run("rbd", "mirror", "pool", "peer", "add", storetest.DataPool, "client.x@nowhere", "--direction", "rx-only",
+	b.Run("rbd", "mirror", "pool", "peer", "add", rbdsite.DataPool, "client.x@nowhere", "--direction", "rx-only",
 		"--remote-mon-host", "127.0.0.1:9", "--remote-key-file", key)
 	eventually(t, "the other pool to be in error", func() bool {
-		p, _ := statusOf(t, e, storetest.DataPool)
+		p, _ := statusOf(t, e, rbdsite.DataPool)
 		return p != nil && p["state"] == "error" && p["error"] != ""
 	})
 	var s poolStatus
 	eventually(t, "the tool to say so", func() bool {
-		b.JSON(&s, "rbd", "mirror", "pool", "status", storetest.DataPool, "--verbose")
+		b.JSON(&s, "rbd", "mirror", "pool", "status", rbdsite.DataPool, "--verbose")
 		return slices.ContainsFunc(s.Daemons, func(d struct {
 			Instance string   `json:"instance_id"`
 			ClientID string   `json:"client_id"`
@@ -272,7 +272,7 @@ func TestLive(t *testing.T) {
 			return slices.Contains(d.Callouts, "unable to connect to remote cluster")
 		})
 	})
-	if p, _ := statusOf(t, e, storetest.Pool); p["state"] != "running" || p["leader"] != true {
+	if p, _ := statusOf(t, e, rbdsite.Pool); p["state"] != "running" || p["leader"] != true {
 		t.Errorf("the first pool: %v", p)
 	}
 
@@ -289,35 +289,35 @@ func TestLive(t *testing.T) {
 		}
 		return names
 	}
-	for _, s := range []*storetest.Site{a, b} {
-		s.Run("rbd", "mirror", "pool", "enable", storetest.Pool+"/"+storetest.Namespace, "image")
+	for _, s := range []*rbdsite.Site{a, b} {
+		s.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool+"/"+rbdsite.Namespace, "image")
 	}
-	eventually(t, "the namespace", func() bool { return slices.Equal(spaces(), []string{"", storetest.Namespace}) })
+	eventually(t, "the namespace", func() bool { return slices.Equal(spaces(), []string{"", rbdsite.Namespace}) })
 	eventually(t, "the instance in the namespace", func() bool {
-		return slices.ContainsFunc(b.Objects(storetest.Pool, storetest.Namespace), func(o string) bool { return strings.HasPrefix(o, "rbd_mirror_instance.") })
+		return slices.ContainsFunc(b.Objects(rbdsite.Pool, rbdsite.Namespace), func(o string) bool { return strings.HasPrefix(o, "rbd_mirror_instance.") })
 	})
-	b.Run("rbd", "mirror", "pool", "disable", storetest.Pool+"/"+storetest.Namespace)
+	b.Run("rbd", "mirror", "pool", "disable", rbdsite.Pool+"/"+rbdsite.Namespace)
 	eventually(t, "the end of the namespace", func() bool { return slices.Equal(spaces(), []string{""}) })
 
 	// Shut out of the cluster, it comes back as another instance.
-	before, _ := statusOf(t, e, storetest.Pool)
-	for _, w := range strings.Split(b.Run("rados", "-p", storetest.Pool, "listwatchers", mirroringObject), "\n") {
+	before, _ := statusOf(t, e, rbdsite.Pool)
+	for _, w := range strings.Split(b.Run("rados", "-p", rbdsite.Pool, "listwatchers", mirroringObject), "\n") {
 		if addr, rest, ok := strings.Cut(strings.TrimPrefix(w, "watcher="), " "); ok && strings.Contains(rest, fmt.Sprintf("client.%v ", before["instance_id"])) {
 			b.Run("ceph", "osd", "blocklist", "add", addr)
 		}
 	}
 	eventually(t, "a new instance", func() bool {
-		p, _ := statusOf(t, e, storetest.Pool)
+		p, _ := statusOf(t, e, rbdsite.Pool)
 		return p["instance_id"] != nil && p["instance_id"] != before["instance_id"] && p["leader"] == true
 	})
 
 	// Disabled, nothing of it stays.
 	forget(b)
 	eventually(t, "the end of the mirroring", func() bool {
-		p, _ := statusOf(t, e, storetest.Pool)
+		p, _ := statusOf(t, e, rbdsite.Pool)
 		return p == nil && serving() == nil
 	})
-	for _, o := range b.Objects(storetest.Pool, "") {
+	for _, o := range b.Objects(rbdsite.Pool, "") {
 		if strings.HasPrefix(o, "rbd_mirror_instance.") {
 			t.Errorf("%s is left", o)
 		}
@@ -325,8 +325,8 @@ func TestLive(t *testing.T) {
 }
 
 // forget ends all mirroring on a site.
-func forget(s *storetest.Site) {
-	for _, pool := range []string{storetest.Pool, storetest.DataPool} {
+func forget(s *rbdsite.Site) {
+	for _, pool := range []string{rbdsite.Pool, rbdsite.DataPool} {
 		var info poolInfo
 		out, err := s.Try("rbd", "mirror", "pool", "info", pool, "--format", "json")
 		if err != nil || json.Unmarshal([]byte(out), &info) != nil {
@@ -335,7 +335,7 @@ func forget(s *storetest.Site) {
 		for _, p := range info.Peers {
 			_, _ = s.Try("rbd", "mirror", "pool", "peer", "remove", pool, p.UUID)
 		}
-		_, _ = s.Try("rbd", "mirror", "pool", "disable", pool+"/"+storetest.Namespace)
+		_, _ = s.Try("rbd", "mirror", "pool", "disable", pool+"/"+rbdsite.Namespace)
 		_, _ = s.Try("rbd", "mirror", "pool", "disable", pool)
 	}
 }
@@ -344,7 +344,7 @@ func TestConforms(t *testing.T) {
 	if bed.InsideRelease() == "" {
 		t.Skip("needs Ceph: run with bed enter")
 	}
-	s := storetest.Start(t, "eb")
+	s := rbdsite.Start(t, "eb")
 	plugintest.Conform(t, func(t *testing.T) plugintest.Subject {
 		return plugintest.Subject{
 			Plugin: New(zerolog.New(zerolog.NewTestWriter(t)), plugins.NewLease(nil)),

@@ -22,7 +22,7 @@ import (
 	"cephmirror/rbdmirror/deletion"
 	"cephmirror/rbdmirror/objectmap"
 	"cephmirror/rbdmirror/store"
-	"cephmirror/rbdmirror/store/storetest"
+	"cephmirror/test/rbdsite"
 )
 
 func must(t *testing.T, err error) {
@@ -49,7 +49,7 @@ func wantErrno(t *testing.T, err error, want syscall.Errno) {
 
 // copied is a complete copy of some image, as a daemon leaves it.
 type copied struct {
-	*storetest.Site
+	*rbdsite.Site
 	name, spec, id, gid string
 	io, data            *rados.IOContext
 	h                   *store.Header
@@ -60,11 +60,11 @@ func (c *copied) image() deletion.Image {
 }
 
 // makeCopy makes an image with everything that an image can have.
-func makeCopy(t *testing.T, s *storetest.Site, namespace, name string, args ...string) *copied {
+func makeCopy(t *testing.T, s *rbdsite.Site, namespace, name string, args ...string) *copied {
 	t.Helper()
-	c := &copied{Site: s, name: name, spec: storetest.Pool + "/" + name, io: s.IO(storetest.Pool, namespace)}
+	c := &copied{Site: s, name: name, spec: rbdsite.Pool + "/" + name, io: s.IO(rbdsite.Pool, namespace)}
 	if namespace != "" {
-		c.spec = storetest.Pool + "/" + namespace + "/" + name
+		c.spec = rbdsite.Pool + "/" + namespace + "/" + name
 	}
 	s.Run(append([]string{"rbd", "create", "--size", "24M", c.spec}, args...)...)
 	c.id = value(store.NewDirectory(c.io).ID(name))(t)
@@ -99,7 +99,7 @@ func (c *copied) adopt(t *testing.T) {
 func (c *copied) left(t *testing.T) (out []string) {
 	t.Helper()
 	ns := value(c.io.GetNamespace())(t)
-	for _, pool := range []string{storetest.Pool, storetest.DataPool} {
+	for _, pool := range []string{rbdsite.Pool, rbdsite.DataPool} {
 		for _, oid := range c.Objects(pool, ns) {
 			if !strings.Contains(oid, c.id) && oid != "rbd_id."+c.name {
 				continue
@@ -137,16 +137,16 @@ var variants = map[string]struct {
 }{
 	"plain":     {"", nil},
 	"bare":      {"", []string{"--image-feature", "layering"}},
-	"data":      {"", []string{"--data-pool", storetest.DataPool}},
+	"data":      {"", []string{"--data-pool", rbdsite.DataPool}},
 	"striped":   {"", []string{"--stripe-unit", "65536", "--stripe-count", "3", "--object-size", "1M"}},
 	"journal":   {"", []string{"--image-feature", "layering,exclusive-lock,object-map,journaling"}},
-	"namespace": {storetest.Namespace, []string{"--data-pool", storetest.DataPool}},
+	"namespace": {rbdsite.Namespace, []string{"--data-pool", rbdsite.DataPool}},
 }
 
 func TestLive(t *testing.T) {
-	s := storetest.Start(t, "deletion")
-	s.Run("rbd", "mirror", "pool", "enable", storetest.Pool, "image")
-	s.Run("rbd", "mirror", "pool", "enable", storetest.Pool+"/"+storetest.Namespace, "image")
+	s := rbdsite.Start(t, "deletion")
+	s.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool, "image")
+	s.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool+"/"+rbdsite.Namespace, "image")
 	t.Run("move and purge", func(t *testing.T) { testMove(t, s) })
 	t.Run("interrupted", func(t *testing.T) { testInterrupted(t, s) })
 	t.Run("partial", func(t *testing.T) { testPartial(t, s) })
@@ -155,7 +155,7 @@ func TestLive(t *testing.T) {
 	t.Run("deleter", func(t *testing.T) { testDeleter(t, s) })
 }
 
-func testMove(t *testing.T, s *storetest.Site) {
+func testMove(t *testing.T, s *rbdsite.Site) {
 	for name, v := range variants {
 		t.Run(name, func(t *testing.T) {
 			c := makeCopy(t, s, v.namespace, "img", v.args...)
@@ -198,8 +198,8 @@ func shortLease(questions int64) *plugins.Lease {
 }
 
 // testInterrupted stops at every place where it looks whether it may go on.
-func testInterrupted(t *testing.T, s *storetest.Site) {
-	c := makeCopy(t, s, "", "img", "--data-pool", storetest.DataPool)
+func testInterrupted(t *testing.T, s *rbdsite.Site) {
+	c := makeCopy(t, s, "", "img", "--data-pool", rbdsite.DataPool)
 	// as if a resize to something smaller broke off
 	must(t, c.data.Write(store.DataObject(value(c.h.Load())(t).Prefix, 9), []byte("x"), 0))
 	try := func(what string, f func(deletion.Image) error) {
@@ -225,8 +225,8 @@ func testInterrupted(t *testing.T, s *storetest.Site) {
 }
 
 // testPartial purges what is there of an image after each step of its creation.
-func testPartial(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testPartial(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	dir, records := store.NewDirectory(io), store.NewMirroring(io)
 	for last := range 8 {
 		id := store.NewImageID(s.Conn.GetInstanceID())
@@ -262,7 +262,7 @@ func testPartial(t *testing.T, s *storetest.Site) {
 	}
 }
 
-func testInUse(t *testing.T, s *storetest.Site) {
+func testInUse(t *testing.T, s *rbdsite.Site) {
 	c := makeCopy(t, s, "", "img")
 	move := func(i deletion.Image) error {
 		return deletion.Move(t.Context(), i, deletion.MoveOptions{})
@@ -284,7 +284,7 @@ func testInUse(t *testing.T, s *storetest.Site) {
 	}
 	// held by somebody alive, then dead
 	other := s.Dial()
-	otherIO := s.On(other, storetest.Pool, "")
+	otherIO := s.On(other, rbdsite.Pool, "")
 	watch, stop := s.Watch(otherIO, store.HeaderObject(c.id))
 	lock := store.NewLock(otherIO, store.HeaderObject(c.id))
 	must(t, lock.Acquire(cls.AutoCookie(watch)))
@@ -294,7 +294,7 @@ func testInUse(t *testing.T, s *storetest.Site) {
 	wantErrno(t, lock.Acquire("auto 1"), syscall.ESHUTDOWN)
 	// open elsewhere
 	third := s.Dial()
-	_, stop = s.Watch(s.On(third, storetest.Pool, ""), store.HeaderObject(c.id))
+	_, stop = s.Watch(s.On(third, rbdsite.Pool, ""), store.HeaderObject(c.id))
 	wantErrno(t, deletion.Purge(t.Context(), c.image()), syscall.EBUSY)
 	stop()
 	// the caller has the lock
@@ -329,7 +329,7 @@ func testInUse(t *testing.T, s *storetest.Site) {
 	c.wantGone(t)
 }
 
-func testClones(t *testing.T, s *storetest.Site) {
+func testClones(t *testing.T, s *rbdsite.Site) {
 	for format := 1; format <= 2; format++ {
 		t.Run(fmt.Sprint("format ", format), func(t *testing.T) {
 			p := makeCopy(t, s, "", "parent")
@@ -365,8 +365,8 @@ func testClones(t *testing.T, s *storetest.Site) {
 	}
 }
 
-func testDeleter(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testDeleter(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	d := deletion.New(deletion.Config{Conn: s.Conn, IO: io, Log: zerolog.New(zerolog.NewTestWriter(t)),
 		Throttle: deletion.NewThrottle(2), RetryInterval: func() time.Duration { return time.Second }})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -405,7 +405,7 @@ func testDeleter(t *testing.T, s *storetest.Site) {
 	})
 	// busy ones are tried again soon
 	busy := makeCopy(t, s, "", "busy")
-	_, stop := s.Watch(s.On(s.Dial(), storetest.Pool, ""), store.HeaderObject(busy.id))
+	_, stop := s.Watch(s.On(s.Dial(), rbdsite.Pool, ""), store.HeaderObject(busy.id))
 	must(t, deletion.Move(t.Context(), busy.image(), deletion.MoveOptions{}))
 	eventually("a busy one", func() bool {
 		return slices.ContainsFunc(d.Status().Failed, func(i deletion.Item) bool {
@@ -423,20 +423,20 @@ func testDeleter(t *testing.T, s *storetest.Site) {
 	must(t, deletion.Purge(t.Context(), long.image()))
 	long.wantGone(t)
 	// settings
-	s.Run("rbd", "config", "pool", "set", storetest.Pool, "rbd_mirroring_delete_delay", "77")
+	s.Run("rbd", "config", "pool", "set", rbdsite.Pool, "rbd_mirroring_delete_delay", "77")
 	if got := deletion.Delay(s.Conn, io, nil); got != 77*time.Second {
 		t.Errorf("delay %v", got)
 	}
 	if got := deletion.Delay(s.Conn, io, &store.Image{Metadata: map[string][]byte{"conf_rbd_mirroring_delete_delay": []byte("5")}}); got != 5*time.Second {
 		t.Errorf("delay %v", got)
 	}
-	s.Run("rbd", "config", "pool", "rm", storetest.Pool, "rbd_mirroring_delete_delay")
+	s.Run("rbd", "config", "pool", "rm", rbdsite.Pool, "rbd_mirroring_delete_delay")
 	if got := deletion.Delay(s.Conn, io, nil); got != 0 {
 		t.Errorf("delay %v", got)
 	}
 	// shut out
 	third := s.Dial()
-	d2 := deletion.New(deletion.Config{Conn: third, IO: s.On(third, storetest.Pool, ""), Log: zerolog.Nop()})
+	d2 := deletion.New(deletion.Config{Conn: third, IO: s.On(third, rbdsite.Pool, ""), Log: zerolog.Nop()})
 	shut := make(chan error, 1)
 	go func() { shut <- d2.Run(t.Context()) }()
 	eventually("the watch", func() bool {

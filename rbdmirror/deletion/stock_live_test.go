@@ -12,20 +12,20 @@ import (
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/deletion"
 	"cephmirror/rbdmirror/store"
-	"cephmirror/rbdmirror/store/storetest"
+	"cephmirror/test/rbdsite"
 )
 
 // TestLiveStock has images go that the stock daemon moved to the trash, and has
 // the stock daemon remove images that were moved there by us.
 func TestLiveStock(t *testing.T) {
-	far := storetest.Start(t, "far")
-	near := storetest.Start(t, "near")
-	far.Run("rbd", "mirror", "pool", "enable", "--site-name", "far", storetest.Pool, "image")
-	near.Run("rbd", "mirror", "pool", "enable", "--site-name", "near", storetest.Pool, "image")
+	far := rbdsite.Start(t, "far")
+	near := rbdsite.Start(t, "near")
+	far.Run("rbd", "mirror", "pool", "enable", "--site-name", "far", rbdsite.Pool, "image")
+	near.Run("rbd", "mirror", "pool", "enable", "--site-name", "near", rbdsite.Pool, "image")
 	token := filepath.Join(t.TempDir(), "token")
-	must(t, os.WriteFile(token, []byte(far.Run("rbd", "mirror", "pool", "peer", "bootstrap", "create", storetest.Pool)), 0o600))
-	near.Run("rbd", "mirror", "pool", "peer", "bootstrap", "import", "--direction", "rx-tx", storetest.Pool, token)
-	near.Run("rbd", "config", "pool", "set", storetest.Pool, "rbd_mirroring_delete_delay", "3600")
+	must(t, os.WriteFile(token, []byte(far.Run("rbd", "mirror", "pool", "peer", "bootstrap", "create", rbdsite.Pool)), 0o600))
+	near.Run("rbd", "mirror", "pool", "peer", "bootstrap", "import", "--direction", "rx-tx", rbdsite.Pool, token)
+	near.Run("rbd", "config", "pool", "set", rbdsite.Pool, "rbd_mirroring_delete_delay", "3600")
 	start := func() (stop func()) {
 		return near.StartProcess("stock", "rbd-mirror", "--cluster", near.Cluster.Name(), "--id", "mirror", "-f",
 			"--rbd-mirror-pool-replayers-refresh-interval=2", "--rbd-mirror-delete-retry-interval=2")
@@ -44,7 +44,7 @@ func TestLiveStock(t *testing.T) {
 	far.Run("rbd", "bench", "--io-type", "write", "--io-size", "65536", "--io-total", "8M", "--io-pattern", "rand", "img")
 	far.Run("rbd", "snap", "create", "--no-progress", "img@user")
 	far.Run("rbd", "mirror", "image", "enable", "img", "snapshot")
-	io := near.IO(storetest.Pool, "")
+	io := near.IO(rbdsite.Pool, "")
 	c := &copied{Site: near, name: "img", spec: "img", io: io}
 	eventually("the first copy", func() bool {
 		id, err := store.NewDirectory(io).ID("img")

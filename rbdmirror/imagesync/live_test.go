@@ -19,21 +19,21 @@ import (
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/objectmap"
 	"cephmirror/rbdmirror/store"
-	"cephmirror/rbdmirror/store/storetest"
 	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
 )
 
 const kib, mib = 1 << 10, 1 << 20
 
 // side is a cluster.
 type side struct {
-	*storetest.Site
+	*rbdsite.Site
 	admin *rbdimage.Client
 }
 
 func newSide(t *testing.T, name string) side {
 	t.Helper()
-	s := side{Site: storetest.Start(t, name)}
+	s := side{Site: rbdsite.Start(t, name)}
 	admin, err := rbdimage.Open(name, s.Cluster.Conf())
 	if err != nil {
 		t.Fatal(err)
@@ -351,7 +351,7 @@ func TestRandom(t *testing.T) {
 		"maps":    {Size: 6 * mib, Order: 18, Features: rbdimage.Everything},
 		"no maps": {Size: 6 * mib, Order: 18, Features: rbdimage.Plain},
 		"stripes": {Size: 6 * mib, Order: 18, Features: rbdimage.Everything | rbdimage.Striping, StripeUnit: 64 * kib, StripeCount: 3},
-		"data":    {Size: 6 * mib, Order: 18, Features: rbdimage.Everything, DataPool: storetest.DataPool},
+		"data":    {Size: 6 * mib, Order: 18, Features: rbdimage.Everything, DataPool: rbdsite.DataPool},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPair(t, a, b, o)

@@ -25,8 +25,8 @@ import (
 	"cephmirror/rbdmirror/journal/objects"
 	"cephmirror/rbdmirror/replay"
 	"cephmirror/rbdmirror/store"
-	"cephmirror/rbdmirror/store/storetest"
 	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
 )
 
 const (
@@ -37,7 +37,7 @@ const (
 // site is a cluster and how the tests reach it: as a daemon, and as its
 // administrator.
 type site struct {
-	*storetest.Site
+	*rbdsite.Site
 	name  string
 	admin *rbdimage.Client
 }
@@ -50,7 +50,7 @@ type pair struct {
 }
 
 func newSite(t *testing.T, name string) *site {
-	s := &site{Site: storetest.Start(t, name), name: name}
+	s := &site{Site: rbdsite.Start(t, name), name: name}
 	var err error
 	if s.admin, err = rbdimage.Open(name, s.Cluster.Conf()); err != nil {
 		t.Fatal(err)
@@ -233,6 +233,28 @@ func (p *pair) siteOf(pool rbdimage.Pool) *site {
 // caughtUp waits until the journal knows that everything is done.
 func (p *pair) caughtUp(pl *player, m rbdimage.Maker) {
 	p.t.Helper()
+	p.reached(m, func() error {
+		if st := pl.status(); st.State != replay.StateReplaying {
+			return fmt.Errorf("status %s", st.Description)
+		}
+		return nil
+	})
+}
+
+// stockCaughtUp is caughtUp for the stock daemon.
+func (p *pair) stockCaughtUp(m rbdimage.Maker) {
+	p.t.Helper()
+	p.reached(m, func() error { return nil })
+}
+
+func newRNG(t *testing.T) *rand.Rand {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(1, seed))
+}
+
+func (p *pair) reached(m rbdimage.Maker, ready func() error) {
+	p.t.Helper()
 	s := p.siteOf(m.Pool())
 	j := objects.New(s.IO(p.pool, ""), m.ID())
 	client := p.other(s).uuid(p)
@@ -247,10 +269,10 @@ func (p *pair) caughtUp(pl *player, m rbdimage.Maker) {
 		}
 		want, _ := master.Committed.First()
 		got, _ := own.Committed.First()
-		if got != want || pl.status().State != replay.StateReplaying {
-			return fmt.Errorf("at %v instead of %v (status %s)", own.Committed, master.Committed, pl.status().Description)
+		if got != want {
+			return errors.Join(fmt.Errorf("at %v instead of %v", own.Committed, master.Committed), ready())
 		}
-		return nil
+		return ready()
 	})
 }
 
@@ -312,7 +334,7 @@ func TestEverything(t *testing.T) {
 		"plain":   {Size: 40 * mib, Features: rbdimage.Plain | rbd.FeatureJournaling},
 		"mapped":  {Size: 40*mib + 12345, Features: journaling},
 		"striped": {Size: 30 * mib, Features: journaling, StripeUnit: 64 << 10, StripeCount: 3, Order: 20},
-		"data":    {Size: 40 * mib, Features: journaling, DataPool: storetest.DataPool},
+		"data":    {Size: 40 * mib, Features: journaling, DataPool: rbdsite.DataPool},
 	} {
 		t.Run(name, func(t *testing.T) { testEverything(t, p, name, o) })
 	}

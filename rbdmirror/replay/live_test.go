@@ -24,8 +24,8 @@ import (
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/replay"
 	"cephmirror/rbdmirror/store"
-	"cephmirror/rbdmirror/store/storetest"
 	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
 )
 
 const mib = 1 << 20
@@ -33,7 +33,7 @@ const mib = 1 << 20
 // site is a cluster and how the tests reach it: as a daemon, and as its
 // administrator.
 type site struct {
-	*storetest.Site
+	*rbdsite.Site
 	name  string
 	admin *rbdimage.Client
 }
@@ -46,7 +46,7 @@ type pair struct {
 }
 
 func newSite(t *testing.T, name string) *site {
-	s := &site{Site: storetest.Start(t, name), name: name}
+	s := &site{Site: rbdsite.Start(t, name), name: name}
 	var err error
 	if s.admin, err = rbdimage.Open(name, s.Cluster.Conf()); err != nil {
 		t.Fatal(err)

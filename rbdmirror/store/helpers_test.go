@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"cephmirror/rbdmirror/store/storetest"
+	"cephmirror/test/rbdsite"
 )
 
 func writeTemp(t *testing.T, b []byte) string {
@@ -21,7 +21,7 @@ func writeTemp(t *testing.T, b []byte) string {
 }
 
 // writeAt writes one object's worth of data into an image through librbd.
-func writeAt(t *testing.T, s *storetest.Site, image, at string, seed int) {
+func writeAt(t *testing.T, s *rbdsite.Site, image, at string, seed int) {
 	t.Helper()
 	path := writeTemp(t, bytes.Repeat([]byte{byte(seed + 1)}, 64<<10))
 	s.Run("python3", "-c", `

@@ -18,7 +18,7 @@ import (
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/objectmap"
 	"cephmirror/rbdmirror/store"
-	"cephmirror/rbdmirror/store/storetest"
+	"cephmirror/test/rbdsite"
 )
 
 const mib = 1 << 20
@@ -46,7 +46,7 @@ func wantErrno(t *testing.T, err error, want syscall.Errno) {
 }
 
 func TestLive(t *testing.T) {
-	s := storetest.Start(t, "store")
+	s := rbdsite.Start(t, "store")
 	t.Run("create", func(t *testing.T) { testCreate(t, s) })
 	t.Run("load", func(t *testing.T) { testLoad(t, s) })
 	t.Run("snapshots", func(t *testing.T) { testSnapshots(t, s) })
@@ -58,7 +58,7 @@ func TestLive(t *testing.T) {
 }
 
 // testCreate makes images and has them looked at by the stock tools.
-func testCreate(t *testing.T, s *storetest.Site) {
+func testCreate(t *testing.T, s *rbdsite.Site) {
 	const features = cls.FeatureLayering | cls.FeatureExclusiveLock | cls.FeatureObjectMap | cls.FeatureFastDiff | cls.FeatureDeepFlatten
 	for name, test := range map[string]struct {
 		namespace   string
@@ -69,17 +69,17 @@ func testCreate(t *testing.T, s *storetest.Site) {
 		"plain":     {"", "", features, 0, 0},
 		"bare":      {"", "", cls.FeatureLayering, 4 * mib, 1},
 		"striped":   {"", "", features, mib, 4},
-		"data":      {"", storetest.DataPool, features, 0, 0},
-		"namespace": {storetest.Namespace, "", features, 0, 0},
-		"all":       {storetest.Namespace, storetest.DataPool, features, 64 << 10, 3},
+		"data":      {"", rbdsite.DataPool, features, 0, 0},
+		"namespace": {rbdsite.Namespace, "", features, 0, 0},
+		"all":       {rbdsite.Namespace, rbdsite.DataPool, features, 64 << 10, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
-			io := s.IO(storetest.Pool, test.namespace)
+			io := s.IO(rbdsite.Pool, test.namespace)
 			dataPool := int64(-1)
 			if test.dataPool != "" {
 				dataPool = s.IO(test.dataPool, "").GetPoolID()
 			}
-			spec := storetest.Pool + "/"
+			spec := rbdsite.Pool + "/"
 			if test.namespace != "" {
 				spec += test.namespace + "/"
 			}
@@ -221,7 +221,7 @@ func testCreate(t *testing.T, s *storetest.Site) {
 			// the mirror snapshot is none of rbd's
 			must(t, store.RemoveSnapshot(h, data, value(h.Load())(t), mirror, false))
 			s.Run("rbd", "rm", "--no-progress", spec+"2")
-			for _, where := range [][2]string{{storetest.Pool, test.namespace}, {storetest.DataPool, test.namespace}} {
+			for _, where := range [][2]string{{rbdsite.Pool, test.namespace}, {rbdsite.DataPool, test.namespace}} {
 				for _, oid := range s.Objects(where[0], where[1]) {
 					if strings.Contains(oid, id) {
 						t.Errorf("left in %v: %s", where, oid)
@@ -242,8 +242,8 @@ func testCreate(t *testing.T, s *storetest.Site) {
 }
 
 // testLoad reads images that rbd made.
-func testLoad(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testLoad(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	s.Run("rbd", "create", "--size", "20M", "--stripe-unit", "65536", "--stripe-count", "2", "--data-pool", "data", "stock")
 	s.Run("rbd", "snap", "create", "--no-progress", "stock@one")
 	s.Run("rbd", "snap", "protect", "stock@one")
@@ -350,8 +350,8 @@ func testLoad(t *testing.T, s *storetest.Site) {
 	}
 }
 
-func testSnapshots(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testSnapshots(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	s.Run("rbd", "create", "--size", "40M", "snaps")
 	dir := store.NewDirectory(io)
 	id := value(dir.ID("snaps"))(t)
@@ -430,8 +430,8 @@ func testSnapshots(t *testing.T, s *storetest.Site) {
 	wantErrno(t, err, syscall.EDQUOT)
 }
 
-func testMirroring(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testMirroring(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	m := store.NewMirroring(io)
 	if mode := value(m.Mode())(t); mode != cls.PoolModeDisabled {
 		t.Fatalf("mode %d", mode)
@@ -445,7 +445,7 @@ func testMirroring(t *testing.T, s *storetest.Site) {
 		t.Fatalf("peers %v", got)
 	}
 	must(t, m.RemoveDown())
-	s.Run("rbd", "mirror", "pool", "enable", "--site-name", "here", storetest.Pool, "image")
+	s.Run("rbd", "mirror", "pool", "enable", "--site-name", "here", rbdsite.Pool, "image")
 	if mode := value(m.Mode())(t); mode != cls.PoolModeImage {
 		t.Errorf("mode %d", mode)
 	}
@@ -455,10 +455,10 @@ func testMirroring(t *testing.T, s *storetest.Site) {
 	if ns := value(m.RemoteNamespace())(t); ns != "" {
 		t.Errorf("remote namespace %q", ns)
 	}
-	if ns := value(store.NewMirroring(s.IO(storetest.Pool, storetest.Namespace)).RemoteNamespace())(t); ns != storetest.Namespace {
+	if ns := value(store.NewMirroring(s.IO(rbdsite.Pool, rbdsite.Namespace)).RemoteNamespace())(t); ns != rbdsite.Namespace {
 		t.Errorf("remote namespace %q", ns)
 	}
-	peer := strings.TrimSpace(s.Run("rbd", "mirror", "pool", "peer", "add", storetest.Pool, "client.x@there"))
+	peer := strings.TrimSpace(s.Run("rbd", "mirror", "pool", "peer", "add", rbdsite.Pool, "client.x@there"))
 	const farUUID = "11111111-2222-3333-4444-555555555555"
 	must(t, m.Ping("there", farUUID))
 	peers := value(m.Peers())(t)
@@ -501,7 +501,7 @@ func testMirroring(t *testing.T, s *storetest.Site) {
 	must(t, states.Delete("other", 5))
 	_, err = states.Read("other", 5)
 	wantErrno(t, err, syscall.ENOENT)
-	for _, oid := range s.Objects(storetest.Pool, "") {
+	for _, oid := range s.Objects(rbdsite.Pool, "") {
 		if strings.HasPrefix(oid, "rbd_mirror_snapshot.other") || strings.HasPrefix(oid, "rbd_mirror_snapshot.another") {
 			t.Errorf("left: %s", oid)
 		}
@@ -587,10 +587,10 @@ func testMirroring(t *testing.T, s *storetest.Site) {
 	must(t, m.RemoveStatus(gid))
 }
 
-func testLocks(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testLocks(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	other := s.Dial()
-	otherIO := s.On(other, storetest.Pool, "")
+	otherIO := s.On(other, rbdsite.Pool, "")
 	const oid = "lockable"
 	lock, otherLock := store.NewLock(io, oid), store.NewLock(otherIO, oid)
 	wantErrno(t, lock.Acquire("auto 1"), syscall.ENOENT)
@@ -670,8 +670,8 @@ func testLocks(t *testing.T, s *storetest.Site) {
 	must(t, io.Delete(oid))
 }
 
-func testTrash(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testTrash(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	trash := store.NewTrash(io)
 	w, err := ceph.NewWatch(io, store.TrashObject, 30*time.Second)
 	if ceph.Is(err, syscall.ENOENT) {
@@ -727,8 +727,8 @@ func testTrash(t *testing.T, s *storetest.Site) {
 	must(t, trash.Remove("someid"))
 }
 
-func testClones(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testClones(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	dir := store.NewDirectory(io)
 	s.Run("rbd", "create", "--size", "8M", "parent")
 	writeAt(t, s, "parent", "0", 5)
@@ -790,8 +790,8 @@ func testClones(t *testing.T, s *storetest.Site) {
 	must(t, store.RemoveOldChild(io, old, id))
 }
 
-func testObjectMap(t *testing.T, s *storetest.Site) {
-	io := s.IO(storetest.Pool, "")
+func testObjectMap(t *testing.T, s *rbdsite.Site) {
+	io := s.IO(rbdsite.Pool, "")
 	o := store.NewObjectMap(io, "some", cls.NoSnap)
 	_, err := o.Load()
 	wantErrno(t, err, syscall.ENOENT)

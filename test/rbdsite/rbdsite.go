@@ -1,7 +1,7 @@
 //go:build cgo
 
-// Package storetest brings up a cluster for tests that need a real one.
-package storetest
+// Package rbdsite brings up a cluster for tests that need a real one.
+package rbdsite
 
 import (
 	"context"
