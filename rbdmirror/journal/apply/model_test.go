@@ -215,7 +215,7 @@ func (m *model) do(e format.Event) {
 		}
 	case format.CompareAndWrite:
 		n := merge.Clip(e.Offset, e.Length, m.size)
-		if same, _ := m.Matches(nil, e.Offset, e.Compare[:n]); same {
+		if same, _ := m.Matches(context.Background(), e.Offset, e.Compare[:n]); same {
 			m.do(format.Write{Offset: e.Offset, Length: n, Data: e.Data[:n]})
 		}
 	default:

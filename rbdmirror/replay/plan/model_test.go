@@ -69,14 +69,6 @@ func (i *modelImage) ids(below uint64) (ids []uint64) {
 	return ids
 }
 
-func (i *modelImage) newest() uint64 {
-	n := uint64(0)
-	for _, s := range i.header.Snapshots {
-		n = max(n, s.ID)
-	}
-	return n
-}
-
 func (i *modelImage) write(k, v int) {
 	i.data[k].write(v, i.ids(cls.NoSnap))
 	i.history[k] = append(i.history[k], i.next)
