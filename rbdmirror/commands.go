@@ -24,7 +24,6 @@ func commandSpec(verb, scope string) plugins.CommandSpec {
 	what := "rbd mirror"
 	if verb == "leader release" {
 		what += " leader"
-		verb, _, _ = strings.Cut(verb, " ")
 		if scope != "" {
 			return plugins.CommandSpec{Signature: commandPrefix + "leader release " + scope, Help: "release " + what + " " + scope}
 		}

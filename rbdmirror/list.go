@@ -151,13 +151,6 @@ func (l *imageList) count() int {
 	return len(l.images)
 }
 
-func (l *imageList) has(gid string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, ok := l.images[gid]
-	return ok
-}
-
 var errUnwatched = errors.New("not watched")
 
 // age returns how long ago the cluster has been heard of.

@@ -7,7 +7,6 @@ type tracker struct {
 	mu      sync.Mutex
 	batches []*batch
 	below   uint64 // all objects below it are done
-	end     uint64 // the object after the last that was planned
 }
 
 // batch is what was planned at once. The states of its objects are lowered

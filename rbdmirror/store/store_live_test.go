@@ -651,7 +651,6 @@ func testLocks(t *testing.T, s *rbdsite.Site) {
 	if out := s.Run("rbd", "lock", "ls", "guarded"); !strings.Contains(out, otherHeader.Cookie) {
 		t.Errorf("rbd lock ls: %s", out)
 	}
-	h = value(store.NewLock(io, header.Object()).Holder())(t)
 
 	// death of the holder: its watch is gone, and it is shut out
 	stopWatch()
