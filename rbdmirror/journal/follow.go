@@ -147,7 +147,7 @@ func (r *Replayer) endSession() {
 func (r *Replayer) explain(err error) error {
 	switch {
 	case errors.Is(err, errPromoted), errors.Is(err, errResync), errors.Is(err, errDemoted),
-		errors.Is(err, errDisconnected), errors.Is(err, errUnregistered), errors.Is(err, context.Canceled):
+		errors.Is(err, errDisconnected), errors.Is(err, errUnregistered), errors.Is(err, errGone), errors.Is(err, context.Canceled):
 		r.log.Info().Str("why", err.Error()).Msg("stopped replaying the journal")
 		return nil
 	case errors.Is(err, format.ErrCorrupt):

@@ -3,7 +3,9 @@
 package journal_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,6 +25,7 @@ import (
 	"cephmirror/rbdmirror/journal"
 	"cephmirror/rbdmirror/journal/format"
 	"cephmirror/rbdmirror/journal/objects"
+	"cephmirror/rbdmirror/journal/stream"
 	"cephmirror/rbdmirror/replay"
 	"cephmirror/rbdmirror/store"
 	"cephmirror/test/rbdimage"
@@ -422,5 +425,167 @@ func TestBacklog(t *testing.T) {
 		c := pl.r.Counters()
 		t.Logf("strict %v: written in %v, replayed in %v, %d entries", strict, wrote.Round(time.Millisecond), took.Round(time.Millisecond), c.Entries)
 		p.same(m)
+	}
+}
+
+// TestClones mirrors a clone, before and after its parent is known, and flattens it.
+func TestClones(t *testing.T) {
+	p := newPair(t)
+	parent := rbdimage.Create(t, p.a.admin.Pool(p.pool), "parent", rbdimage.Options{Size: 24 * mib, Features: journaling, Order: 21})
+	parent.Fill(1, 0, 20*mib)
+	parent.Discard(6*mib, 2*mib)
+	parent.Snap("base")
+	parent.Protect("base")
+	parentID := p.enable(parent)
+	for i, name := range []string{"clone", "flat", "shallow"} {
+		o := rbdimage.Options{Features: journaling}
+		if name == "shallow" {
+			o.Features &^= rbdimage.DeepFlat
+		}
+		m := parent.Clone("base", p.a.admin.Pool(p.pool), name, o)
+		m.Fill(2, 1*mib, 1*mib)
+		gid := p.enable(m)
+		pl := p.play(p.b, gid)
+		if i == 0 {
+			pl.waitState(replay.StateError, "parent image does not exist")
+			pp := p.play(p.b, parentID)
+			p.caughtUp(pp, parent)
+		}
+		p.caughtUp(pl, m)
+		p.same(m)
+		// Partial and whole writes and discards, over the parent and beside.
+		m.Fill(3, 4*mib+1000, 5000)
+		m.Discard(9*mib, 1*mib)
+		m.Discard(11*mib+200_000, 200_000)
+		m.Zero(13*mib, 1000)
+		m.Snap("s1")
+		m.Fill(4, 15*mib+10, 10)
+		m.Discard(16*mib, 2*mib)
+		m.Resize(18 * mib)
+		m.Resize(22 * mib)
+		m.Fill(5, 20*mib, 1*mib)
+		p.caughtUp(pl, m)
+		p.same(m)
+		if name != "clone" {
+			m.Flatten()
+			m.Fill(6, 2*mib+500, 70_000)
+			m.Rollback("s1")
+			m.Fill(7, 3*mib+500, 70_000)
+			p.caughtUp(pl, m)
+			p.same(m)
+		}
+	}
+}
+
+// TestLiveTail tells how far replay is behind while the primary is busy.
+func TestLiveTail(t *testing.T) {
+	p := newPair(t)
+	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "tail", rbdimage.Options{Size: 256 * mib, Features: journaling})
+	gid := p.enable(m)
+	pl := p.play(p.b, gid)
+	pl.waitState(replay.StateReplaying, "replaying, ")
+	p.caughtUp(pl, m)
+	done := make(chan string)
+	go func() {
+		out, _ := p.a.Try("timeout", "15", "rbd", "bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "16", "--io-total", "10G", "--io-pattern", "rand", m.Spec())
+		done <- out
+	}()
+	began := time.Now()
+	var worst float64
+	for running := true; running; {
+		select {
+		case out := <-done:
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			t.Logf("writer: %s", lines[len(lines)-1])
+			running = false
+		case <-time.After(500 * time.Millisecond):
+			var r struct {
+				Behind  uint64  `json:"entries_behind_primary"`
+				Seconds float64 `json:"seconds_behind_primary"`
+				Rate    float64 `json:"entries_per_second"`
+			}
+			_, text, ok := strings.Cut(pl.status().Description, "replaying, ")
+			if !ok || json.Unmarshal([]byte(text), &r) != nil {
+				t.Fatalf("status %s", pl.status().Description)
+			}
+			t.Logf("%v: %d entries, %.2f s behind, %.0f/s", time.Since(began).Round(100*time.Millisecond), r.Behind, r.Seconds, r.Rate)
+			worst = max(worst, r.Seconds)
+		}
+	}
+	ended := time.Now()
+	p.caughtUp(pl, m)
+	t.Logf("caught up %v after the end, %.2f s behind at worst", time.Since(ended).Round(time.Millisecond), worst)
+	p.same(m)
+}
+
+// TestWholeJournals reads journals as the primary's librbd wrote them from their
+// beginning to their end.
+func TestWholeJournals(t *testing.T) {
+	p := newPair(t)
+	for _, width := range []int{1, 4, 7} {
+		name := fmt.Sprintf("width%d", width)
+		p.a.Run("rbd", "create", p.pool+"/"+name, "--size", "40M", "--image-feature", "layering,exclusive-lock,object-map,fast-diff,journaling",
+			"--journal-splay-width", fmt.Sprint(width), "--journal-object-size", "64K")
+		m := rbdimage.On(t, p.a.admin.Pool(p.pool), name)
+		io := p.a.IO(p.pool, "")
+		j := objects.New(io, m.ID())
+		// Somebody who never gets on keeps the whole journal.
+		if err := j.Register("reader", &format.OtherClient{Type: 2}); err != nil {
+			t.Fatal(err)
+		}
+		x := &mix{site: p.a, m: m, rng: newRNG(t), size: 40 * mib, prot: map[string]bool{}, seed: 100}
+		for range 40 {
+			x.step()
+		}
+		g, err := j.Geometry()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := j.Look()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := stream.New(stream.Geometry{Order: g.Order, Splay: g.Splay}, nil, h.Minimum)
+		kinds := map[string]int{}
+		var last format.Position
+		for {
+			r.Saw(r.Look(), h.Active, h.Newest())
+			list := r.Want(1 << 20)
+			for _, f := range list {
+				b, err := objects.Read(t.Context(), io, g.Object(f.Object), f.Offset, f.Length)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := r.Fetched(f, b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for {
+				e, ok, err := r.Next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !ok {
+					break
+				}
+				event, at, err := format.DecodeEvent(e.Payload)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(format.EncodeEvent(event, at), e.Payload) {
+					t.Errorf("%s is encoded in another way", format.Name(event))
+				}
+				kinds[format.Name(event)]++
+				last = e.Position
+			}
+			if len(list) == 0 && !r.WantLook() {
+				break
+			}
+		}
+		master, _ := h.Client(format.MasterClient).Committed.First()
+		if last != master || r.Buffered() != 0 {
+			t.Errorf("the last entry is %v, not %v; %d bytes are left", last, master, r.Buffered())
+		}
+		t.Logf("width %d, %d sets: %v", width, h.Active+1, kinds)
 	}
 }

@@ -80,6 +80,7 @@ type Replayer struct {
 	watch       *watch // on the local header
 	watchedID   string
 	localLog    *watch // on the local journal's header
+	localLogID  string
 	remoteLog   *watch // on the remote journal's header
 	remoteLogID string
 	lock        heldLock

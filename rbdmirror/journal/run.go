@@ -50,6 +50,7 @@ func (r *Replayer) Run(ctx context.Context) (replay.Outcome, error) {
 	})
 	out, err := r.run(ctx)
 	r.letGo()
+	r.unwatchLocalLog()
 	r.answer(errEnded)
 	text := "stopped"
 	if out == replay.Gone && r.Status().Description == "remote image no longer exists" {
@@ -86,6 +87,7 @@ func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
 	failures := 0
 	poll := restPoll
 	for {
+		began := time.Now()
 		out, v, err := r.pass(ctx)
 		wait := poll
 		switch {
@@ -106,6 +108,7 @@ func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
 			}
 			r.letGo()
 			r.unwatchRemote()
+			r.unwatchLocalLog()
 			if lost, ok := lostConnection(err); ok {
 				return lost, err
 			}
@@ -114,15 +117,20 @@ func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
 			continue // look again at once
 		default:
 			failures = 0
-			r.letGo()
-			r.unwatchRemote()
 			r.answer(errors.New(v.step.Why))
-			poll = min(poll*3/2, restPollMax)
-			if v.step.Kind == course.LocalPrimary {
-				wait = primaryPoll/2 + rand.N(primaryPoll)
-			}
 			if v.step.Kind == course.Follow {
-				wait, poll = 0, restPoll
+				poll = restPoll
+				if time.Since(began) > restPoll {
+					continue
+				}
+				break // whatever it is, not in a hurry
+			}
+			r.letGo()
+			if r.listen(ctx, v) {
+				continue // look again: something may have happened meanwhile
+			}
+			if poll = min(poll*3/2, restPollMax); v.step.Kind == course.LocalPrimary {
+				wait = primaryPoll/2 + rand.N(primaryPoll)
 			}
 		}
 		timer := time.NewTimer(wait)
@@ -130,9 +138,38 @@ func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
 		case <-ctx.Done():
 		case <-r.wake:
 		case <-timer.C:
+		case <-r.check:
+		case <-r.heard:
 		}
 		timer.Stop()
 	}
+}
+
+// listen watches the headers of both journals while nothing can be done: they tell
+// when the role of an image changes. It reports whether a watch was made.
+func (r *Replayer) listen(ctx context.Context, v *view) (made bool) {
+	if l := v.local; l != nil && l.image != nil && l.image.Journal {
+		if r.localLog == nil || r.localLogID != l.image.ID || r.localLog.err() != nil {
+			made = true
+			if err := r.watchLocalLog(l.image.ID); err != nil {
+				r.log.Debug().Err(err).Msg("watching the local journal")
+				made = false
+			}
+		}
+	}
+	if v.step.Kind == course.LocalPrimary {
+		r.unwatchRemote()
+		return made
+	}
+	if m := v.remote; m != nil && m.image != nil && m.image.Journal {
+		before := r.remoteLog
+		if err := r.watchRemote(ctx, m.image.ID); err != nil {
+			r.log.Debug().Err(err).Msg("watching the remote journal")
+		} else if r.remoteLog != before {
+			made = true
+		}
+	}
+	return made
 }
 
 // backoff returns how long to wait after that many failures in a row.
@@ -216,6 +253,7 @@ func (r *Replayer) pass(ctx context.Context) (replay.Outcome, *view, error) {
 		err = r.follow(ctx, v)
 	case course.Purge:
 		r.letGo()
+		r.unwatchLocalLog()
 		err = deletion.Purge(ctx, r.doomed(v.local.image.ID))
 	case course.Delete:
 		err = r.delete(ctx, v)
@@ -318,10 +356,11 @@ func (r *Replayer) doomed(id string) deletion.Image {
 	}
 }
 
-// delete moves the local image to the trash. Its journal is made anew before, so
-// that whoever gets the image back does not have it linked with its past.
+// delete moves the local image to the trash. Its journal is made anew, so that
+// whoever gets the image back can use it, and it is not linked with its past.
 func (r *Replayer) delete(ctx context.Context, v *view) error {
 	r.letGo()
+	r.unwatchLocalLog()
 	id := v.local.image.ID
 	text := "remote image no longer exists"
 	var delay time.Duration
@@ -344,7 +383,40 @@ func (r *Replayer) delete(ctx context.Context, v *view) error {
 	}}
 	r.set(replay.StateStopped, text, replay.Stopping)
 	r.log.Info().Str("id", id).Str("why", v.step.Why).Dur("delay", delay).Msg("moving the local image to the trash")
-	return deletion.Move(ctx, r.doomed(id), opts)
+	if err := deletion.Move(ctx, r.doomed(id), opts); err != nil {
+		return err
+	}
+	if delay == 0 {
+		return nil // it is purged at once
+	}
+	return r.resetJournal(id)
+}
+
+// resetJournal makes the journal of an image in the trash one of its own.
+func (r *Replayer) resetJournal(id string) error {
+	j := r.local.journal(id)
+	g, err := j.Geometry()
+	if ceph.Is(err, syscall.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	data, err := r.local.dataContext(g.Pool)
+	if err != nil {
+		return err
+	}
+	if err := j.Remove(data, g); err != nil {
+		return err
+	}
+	if _, err := store.NewHeader(r.local.ioctx, id).Load(); ceph.Is(err, syscall.ENOENT) {
+		return nil // it is purged already
+	}
+	pool := g.Pool
+	if pool == r.local.ioctx.GetPoolID() {
+		pool = -1
+	}
+	return j.Create(g.Order, g.Splay, pool, format.LocalUUID)
 }
 
 // heldLock is the exclusive lock on the local image.
@@ -357,7 +429,7 @@ var rofs = cls.EncodeHeaderResponse(-int32(syscall.EROFS))
 
 // watchLocal watches the header of the local image and that of its journal.
 func (r *Replayer) watchLocal(id string) error {
-	if r.watch != nil && r.watchedID == id && r.watch.err() == nil && r.localLog != nil && r.localLog.err() == nil {
+	if r.watch != nil && r.watchedID == id && r.watch.err() == nil && r.localLog != nil && r.localLogID == id && r.localLog.err() == nil {
 		return nil
 	}
 	r.letGo()
@@ -384,11 +456,30 @@ func (r *Replayer) watchLocal(id string) error {
 		return err
 	}
 	r.watch, r.watchedID = w, id
+	return r.watchLocalLog(id)
+}
+
+// watchLocalLog watches the header of the local journal.
+func (r *Replayer) watchLocalLog(id string) (err error) {
+	if r.localLog != nil && r.localLogID == id && r.localLog.err() == nil {
+		return nil
+	}
+	r.unwatchLocalLog()
+	r.localLogID = id
 	r.localLog, err = newWatch(r.local.ioctx, format.HeaderName(id), func(*ceph.Notification) []byte {
 		poke(r.check)
 		return nil
 	})
 	return err
+}
+
+func (r *Replayer) unwatchLocalLog() {
+	if w := r.localLog; w != nil {
+		r.localLog = nil
+		if err := w.close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+			r.log.Debug().Err(err).Msg("closing the watch on the local journal")
+		}
+	}
 }
 
 // watchRemote watches the header of the remote journal.
@@ -428,14 +519,11 @@ func (r *Replayer) unwatchRemote() {
 // stands for work on it.
 func (r *Replayer) letGo() {
 	r.unlock()
-	for _, w := range []**watch{&r.watch, &r.localLog} {
-		if *w == nil {
-			continue
+	if w := r.watch; w != nil {
+		r.watch = nil
+		if err := w.close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+			r.log.Debug().Err(err).Msg("closing the watch on the local image")
 		}
-		if err := (*w).close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
-			r.log.Debug().Err(err).Msg("closing a watch on the local image")
-		}
-		*w = nil
 	}
 	if id := r.watchedID; id != "" {
 		r.watchedID = ""

@@ -30,6 +30,8 @@ var (
 	errDemoted = errors.New("remote image demoted")
 	// errDisconnected: the primary does not keep entries for us any more.
 	errDisconnected = errors.New("disconnected")
+	// errGone: the journal is gone.
+	errGone = errors.New("the remote journal is gone")
 	// errUnregistered: our client is gone from the journal, or of another image.
 	errUnregistered = errors.New("not registered in the journal")
 )
@@ -405,6 +407,10 @@ func (s *session) look(ctx context.Context, now time.Time) {
 		s.post(func() {
 			s.looking = false
 			if err != nil {
+				if ceph.Is(err, syscall.ENOENT) {
+					s.end(errGone)
+					return
+				}
 				s.trouble(fmt.Errorf("reading the journal's header: %w", err))
 				return
 			}

@@ -82,7 +82,7 @@ const (
 // LimitsFor returns the limits for a lag: short batches while it is small, long
 // ones for a deep backlog.
 func LimitsFor(behind uint64) Limits {
-	n := min(max(behind/4, minEntries), maxEntries)
+	n := min(max(behind, minEntries), maxEntries)
 	return Limits{Entries: int(n), Bytes: minBytes + (maxBytes-minBytes)*(n-minEntries)/(maxEntries-minEntries)}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"syscall"
 
 	"cephmirror/internal/ceph"
@@ -376,6 +378,9 @@ func (t *Target) resize(ctx context.Context, size uint64, rec plan.Record) error
 		}
 		return t.changeWith(rec, cls.SetSize(size))
 	}
+	if err := t.keepForSnapshots(ctx, size); err != nil {
+		return err
+	}
 	if err := t.objects(ctx, now, func(ctx context.Context, n uint64) error {
 		end := t.layout.ObjectEnd(n, size)
 		if end == t.layout.ObjectEnd(n, t.img.Size) || t.missing(n) {
@@ -411,25 +416,29 @@ func (t *Target) resize(ctx context.Context, size uint64, rec plan.Record) error
 	return t.changeWith(rec, cls.SetSize(size))
 }
 
-// flatten makes the image independent of its parent. It can be repeated when it
-// broke off.
-func (t *Target) flatten(ctx context.Context, rec plan.Record) error {
-	objects := t.img.Objects(*t.img.ParentOverlap)
-	uniform := true
-	for n := range objects {
-		uniform = uniform && t.uniform(n)
+// keepForSnapshots makes objects their own, and the snapshots', of which the image
+// will not show the parent any more when it has become smaller.
+func (t *Target) keepForSnapshots(ctx context.Context, size uint64) error {
+	if len(t.snaps) == 0 || t.img.ParentOverlap == nil {
+		return nil
 	}
+	return t.ownObjects(ctx, func(n uint64) bool { return t.layout.ObjectEnd(n, size) < t.covered(n) })
+}
+
+// ownObjects makes objects that show the parent the image's own.
+func (t *Target) ownObjects(ctx context.Context, which func(n uint64) bool) error {
+	objects := t.img.Objects(*t.img.ParentOverlap)
 	if err := t.mark(objectmap.Exists, func(yield func(uint64)) {
 		for n := range objects {
-			if t.covered(n) > 0 && t.missing(n) {
+			if t.covered(n) > 0 && t.missing(n) && which(n) {
 				yield(n)
 			}
 		}
 	}); err != nil {
 		return err
 	}
-	if err := t.objects(ctx, objects, func(ctx context.Context, n uint64) error {
-		if t.covered(n) == 0 {
+	return t.objects(ctx, objects, func(ctx context.Context, n uint64) error {
+		if t.covered(n) == 0 || !which(n) {
 			return nil
 		}
 		// The object map does not tell: it may say so of what is yet to be made.
@@ -438,12 +447,61 @@ func (t *Target) flatten(ctx context.Context, rec plan.Record) error {
 			return t.copyUp(ctx, n)
 		}
 		return err
-	}); err != nil {
+	})
+}
+
+// snapshotsOwn says that no snapshot shows anything of the parent any more.
+func (t *Target) snapshotsOwn(ctx context.Context) (bool, error) {
+	var objects uint64
+	for _, s := range t.img.Snapshots {
+		if s.ParentOverlap != nil {
+			objects = max(objects, t.img.Objects(*s.ParentOverlap))
+		}
+	}
+	var lacking atomic.Bool
+	err := t.objects(ctx, objects, func(ctx context.Context, n uint64) error {
+		if lacking.Load() {
+			return nil
+		}
+		set, err := ceph.ListObjectSnaps(ctx, t.data, store.DataObject(t.img.Prefix, n))
+		if err != nil {
+			return err
+		}
+		for _, s := range t.img.Snapshots {
+			if s.ParentOverlap != nil && t.layout.ObjectEnd(n, *s.ParentOverlap) > 0 && !holds(set, s.ID) {
+				lacking.Store(true)
+			}
+		}
+		return nil
+	})
+	return !lacking.Load(), err
+}
+
+// holds says that an object existed at a snapshot.
+func holds(set ceph.SnapSet, snap uint64) bool {
+	for _, c := range set.Clones {
+		if c.ID == ceph.SnapHead && snap > set.Seq || slices.Contains(c.Snaps, snap) {
+			return true
+		}
+	}
+	return false
+}
+
+// flatten makes the image independent of its parent. It can be repeated when it
+// broke off.
+func (t *Target) flatten(ctx context.Context, rec plan.Record) error {
+	if err := t.ownObjects(ctx, func(uint64) bool { return true }); err != nil {
 		return err
 	}
 	last := true
 	for _, s := range t.img.Snapshots {
-		last = last && (s.ParentOverlap == nil || uniform && t.img.Has(cls.FeatureDeepFlatten))
+		last = last && s.ParentOverlap == nil
+	}
+	if !last && t.img.Has(cls.FeatureDeepFlatten) {
+		var err error
+		if last, err = t.snapshotsOwn(ctx); err != nil {
+			return err
+		}
 	}
 	if !last && t.img.Has(cls.FeatureDeepFlatten) {
 		// Snapshots that need the parent keep it.

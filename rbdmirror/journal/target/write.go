@@ -165,7 +165,8 @@ func (t *Target) writeObject(ctx context.Context, o *merge.Object) error {
 	var s ceph.ObjectSteps
 	// What hides the parent must not be made up of a part of the object. With
 	// snapshots, which may be cut from the parent one day, this goes for all.
-	whole := covered > 0 && (!o.Drop || len(t.snaps) > 0)
+	drop := o.Drop || t.fillsObject(o)
+	whole := covered > 0 && (!drop || len(t.snaps) > 0)
 	switch {
 	case whole:
 		s.AssertExists()
@@ -194,6 +195,18 @@ func (t *Target) writeObject(ctx context.Context, o *merge.Object) error {
 		err = t.send(ctx, o.Number, t.snaps, &s, data)
 	}
 	return err
+}
+
+// fillsObject says that nothing of an object's earlier content remains.
+func (t *Target) fillsObject(o *merge.Object) bool {
+	var end uint64
+	for _, e := range o.Extents {
+		if e.Offset != end {
+			return false
+		}
+		end = e.End()
+	}
+	return end == t.layout.ObjectSize
 }
 
 // fill adds the extents of an object to steps, adjacent ones in one.
