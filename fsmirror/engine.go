@@ -38,6 +38,7 @@ type Engine struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
+	idle   bool               // when done: nothing uses conn any more
 	dirty  chan struct{}      // capacity 1: the service status may have changed
 	renew  chan time.Duration // capacity 1: the connection is of no more use; wait so long
 
@@ -89,6 +90,7 @@ func (e *Engine) Start(ctx context.Context, cfg plugins.Config) (plugins.Info, e
 	}
 	if cfg.Mode == plugins.ModeControl {
 		e.control = control.New(e.conn, e.localClient)
+		e.idle = true
 		close(e.done)
 		return e.info, nil
 	}
@@ -166,7 +168,7 @@ func plainAddr(addr string) string {
 func (e *Engine) run() {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer e.stopAll()
+	defer func() { e.idle = e.stopAll(3 * stopLimit) }()
 	wg.Go(e.reportStatus)
 	epoch := int64(-1)
 	for {
@@ -216,7 +218,7 @@ func (e *Engine) follow(epoch int64) (int64, error) {
 		}
 	}
 	e.mu.Unlock()
-	e.stop(gone)
+	e.stop(gone, 3*closeLimit)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, s := range want {
@@ -231,8 +233,10 @@ func (e *Engine) follow(epoch int64) (int64, error) {
 	return m.Epoch, nil
 }
 
-func (e *Engine) stop(list []*filesystem) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*closeLimit)
+// stop ends the work for file systems, and tells whether it did end within
+// limit. Calls to a cluster that does not answer can take longer.
+func (e *Engine) stop(list []*filesystem, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, f := range list {
@@ -240,14 +244,15 @@ func (e *Engine) stop(list []*filesystem) {
 		e.log.Info().Str("filesystem", f.name).Msg("mirroring of the file system ends")
 	}
 	wg.Wait()
+	return ctx.Err() == nil
 }
 
-func (e *Engine) stopAll() {
+func (e *Engine) stopAll(limit time.Duration) bool {
 	e.mu.Lock()
 	list := slices.Collect(maps.Values(e.filesystems))
 	clear(e.filesystems)
 	e.mu.Unlock()
-	e.stop(list)
+	return e.stop(list, limit)
 }
 
 // replaceConnection asks for a new connection, after wait.
@@ -267,16 +272,20 @@ func (e *Engine) reconnect(wait time.Duration) bool {
 			return false
 		case <-time.After(delay):
 		}
-		e.stopAll()
+		idle := e.stopAll(3 * closeLimit)
 		old, gone := e.conn, e.connGone
 		if _, err := e.connect(); err != nil {
 			e.log.Error().Err(err).Msg("connecting to the local cluster anew")
 			continue
 		}
-		go func() {
-			old.Shutdown()
-			close(gone)
-		}()
+		if idle {
+			go func() {
+				old.Shutdown()
+				close(gone)
+			}()
+		} else {
+			e.log.Warn().Msg("the earlier connection to the local cluster is still in use, leaving it behind")
+		}
 		e.log.Info().Str("instance", e.instance).Msg("connected to the local cluster anew")
 		return true
 	}
@@ -357,20 +366,28 @@ func (e *Engine) Events(ctx context.Context, send func(plugins.Event) error) err
 // Renew implements plugins.Plugin; the lease itself is renewed by the glue.
 func (e *Engine) Renew(context.Context, time.Duration) error { return nil }
 
-// Stop implements plugins.Plugin.
+// Stop implements plugins.Plugin. What hangs with a cluster that does not answer
+// is not waited for: the process ends, as it may at any time.
 func (e *Engine) Stop(ctx context.Context) error {
 	e.cancel()
 	if e.conn == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, 3*stopLimit)
+	defer cancel()
+	idle := false
 	select {
 	case <-e.done:
+		idle = e.idle
 	case <-ctx.Done():
-		return fmt.Errorf("stopping: %w", ctx.Err())
 	}
 	e.feed.Close()
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if !idle {
+		e.log.Warn().Msg("a cluster does not answer, stopping without an end of all work")
+		return nil
+	}
 	if e.conn != nil {
 		e.conn.Shutdown()
 		e.conn = nil

@@ -209,14 +209,17 @@ func (f *filesystem) serve() (err error) {
 	f.setServing(true)
 	defer f.setServing(false)
 	f.reconcile()
-	defer f.dropAll()
 
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	ctx, cancel := context.WithCancelCause(f.ctx)
-	defer cancel(nil)
+	var wg, watching sync.WaitGroup
+	defer func() {
+		cancel(nil)
+		wg.Wait()
+		f.dropAll()
+		watching.Wait() // may hang with the MDS: nobody else waits for it
+	}()
+	watching.Go(func() { f.watchSnapshots(ctx) })
 	wg.Go(func() { f.endDead(ctx) })
-	wg.Go(func() { f.watchSnapshots(ctx) })
 	wg.Go(func() { f.control(ctx, ioctx) })
 	// Acknowledgements must be quick: each notification is handled apart.
 	wg.Go(func() {
@@ -488,7 +491,7 @@ func (f *filesystem) source(ctx context.Context) (src *sources, release func(), 
 	watch, stop := context.WithCancel(f.ctx)
 	src.stop = stop
 	src.users.Go(func() {
-		heartbeat(watch, src.copy, func(err error) { go f.dropSource(src, err) })
+		heartbeat(watch, pulse(src.copy), func(err error) { go f.dropSource(src, err) })
 	})
 	src.users.Add(1)
 	return src, src.release(), nil
@@ -579,23 +582,13 @@ func (f *filesystem) dropSource(src *sources, why error) {
 	src.stop()
 	limit := closeLimit
 	if why == nil {
-		limit = stopLimit
+		limit = stopLimit + 2*time.Second
 	}
-	released := make(chan struct{})
-	go func() {
-		defer close(released)
-		if why != nil {
-			f.log.Warn().Err(why).Msg("mounting the local file system anew")
-			if err := errors.Join(src.copy.Abort(), src.check.Abort()); err != nil {
-				f.log.Debug().Err(err).Msg("cutting off the local mounts")
-			}
-		}
-		src.users.Wait()
-		f.releaseSource(src, why == nil)
-	}()
+	released := make(chan bool, 1)
+	go func() { released <- f.closeSource(src, why) }()
 	select {
-	case <-released:
-		if why == nil {
+	case orderly := <-released:
+		if orderly {
 			return
 		}
 	case <-time.After(limit):
@@ -606,6 +599,34 @@ func (f *filesystem) dropSource(src *sources, why error) {
 	if err := f.end(ctx, f.home(), func() ([]string, error) { return src.sessions[:], nil }); err != nil {
 		f.log.Debug().Err(err).Msg("ending the sessions of local mounts")
 	}
+}
+
+// closeSource frees the local mounts when their last user is done. They are cut
+// off, so that waiting calls return, if they serve us no more or if that takes
+// too long; orderly tells that they were not.
+func (f *filesystem) closeSource(src *sources, why error) (orderly bool) {
+	idle := make(chan struct{})
+	go func() {
+		src.users.Wait()
+		close(idle)
+	}()
+	if why == nil {
+		select {
+		case <-idle:
+			orderly = true
+		case <-time.After(stopLimit + time.Second):
+		}
+	} else {
+		f.log.Warn().Err(why).Msg("mounting the local file system anew")
+	}
+	if !orderly {
+		if err := errors.Join(src.copy.Abort(), src.check.Abort()); err != nil {
+			f.log.Debug().Err(err).Msg("cutting off the local mounts")
+		}
+	}
+	<-idle
+	f.releaseSource(src, orderly)
+	return orderly
 }
 
 // watchSnapshots notices changes of the directories' snapshots.

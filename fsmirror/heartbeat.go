@@ -16,11 +16,20 @@ const (
 	stallLimit = 30 * time.Second
 )
 
-// heartbeat asks the MDS for a sign of life until ctx ends, and calls lost,
-// once, when there is none for too long or when the mount is of no more use.
-// Calls into libcephfs cannot be cancelled: lost is to cut the mount off, without
-// waiting, and the mount must not be released before heartbeat has returned.
-func heartbeat(ctx context.Context, m *ceph.Mount, lost func(error)) {
+// pulse asks the MDS for a sign of life.
+func pulse(m *ceph.Mount) func() error {
+	return func() error {
+		// The attributes of a snapshot directory are never cached.
+		_, err := m.StatAt("/"+snapDir, ceph.Synced)
+		return err
+	}
+}
+
+// heartbeat asks for a sign of life until ctx ends, and calls lost, once, when
+// there is none for too long or when the mount is of no more use. Calls into
+// libcephfs cannot be cancelled: lost is to cut the mount off, without waiting,
+// and the mount must not be released before heartbeat has returned.
+func heartbeat(ctx context.Context, ask func() error, lost func(error)) {
 	answers := make(chan error, 1)
 	var asked time.Time // zero: no request is under way
 	defer func() {
@@ -43,11 +52,7 @@ func heartbeat(ctx context.Context, m *ceph.Mount, lost func(error)) {
 		case <-tick.C:
 			if asked.IsZero() {
 				asked = time.Now()
-				go func() {
-					// The attributes of a snapshot directory are never cached.
-					_, err := m.StatAt("/"+snapDir, ceph.Synced)
-					answers <- err
-				}()
+				go func() { answers <- ask() }()
 				continue
 			}
 			if waited := time.Since(asked); waited > stallLimit {

@@ -211,7 +211,9 @@ func (p *peer) serve(ctx context.Context) error {
 	p.setTrouble(nil, time.Time{})
 	p.log.Info().Msg("connected to the peer")
 	var wg sync.WaitGroup
-	wg.Go(func() { heartbeat(c.lost, c.mount, func(err error) { c.giveUp(fmt.Errorf("the peer: %w", err)) }) })
+	wg.Go(func() {
+		heartbeat(c.lost, pulse(c.mount), func(err error) { c.giveUp(fmt.Errorf("the peer: %w", err)) })
+	})
 	wg.Go(func() {
 		if p.fs.eng.lease.AwaitExpiry(c.lost, leaseGrace) == nil {
 			c.giveUp(errLeaseLost)

@@ -175,7 +175,8 @@ func (f *filesystem) forget(session string) {
 	}
 }
 
-// deadInstances returns the instances whose process on this machine is no more.
+// deadInstances returns the instances whose process on this machine is no more,
+// and earlier ones of this process.
 func (f *filesystem) deadInstances() ([]string, error) {
 	self, err := process.Self()
 	if err != nil {
@@ -187,7 +188,7 @@ func (f *filesystem) deadInstances() ([]string, error) {
 	}
 	var dead []string
 	for id, n := range notes {
-		if n.Dead(self) {
+		if n.Dead(self) || n.ID == self && id != f.eng.instance {
 			dead = append(dead, id)
 		}
 	}

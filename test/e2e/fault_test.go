@@ -344,6 +344,40 @@ func TestFrozenPeer(t *testing.T) {
 	})
 }
 
+// TestFrozenSource freezes the source's cluster in the middle of a
+// synchronisation.
+func TestFrozenSource(t *testing.T) {
+	e := need(t)
+	d := e.mirror(t)
+	m := e.newDir(t)
+	load(m, 1)
+	m.Snap("s1")
+	e.track(t, m.Root())
+	e.midSync(t, m)
+	freeze(t, e.a, "")
+	holds(t, 5*time.Second, "commands with a frozen source", func() error {
+		begun := time.Now()
+		if _, err := d.status(); err != nil {
+			return err
+		}
+		if _, err := d.dir(m.Root()); err != nil {
+			return err
+		}
+		if took := time.Since(begun); took > 2*time.Second {
+			return fmt.Errorf("took %v", took)
+		}
+		return nil
+	})
+	begun := time.Now()
+	d.stopWithin(t, 15*time.Second)
+	t.Logf("the daemon ended after %v", time.Since(begun).Round(100*time.Millisecond))
+	thaw(t, e.a, "")
+	d.start(t)
+	e.waitLong(t, 90*time.Second, m, "s1")
+	e.same(t, m, "s1")
+	e.noneLeft(t)
+}
+
 // TestPeerUnreachable begins with a peer that is down.
 func TestPeerUnreachable(t *testing.T) {
 	e := need(t)

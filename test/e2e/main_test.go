@@ -114,6 +114,8 @@ func setUp(ctx context.Context) (*env, error) {
 			return e, fmt.Errorf("%w (run `bed build` first)", err)
 		}
 	}
+	// Tests mark OSDs down, more often than they would put up with.
+	patient := bed.Option{Name: "osd max markdown count", Value: "1000"}
 	type up struct {
 		c   *bed.Cluster
 		err error
@@ -122,12 +124,13 @@ func setUp(ctx context.Context) (*env, error) {
 	go func() {
 		c, err := b.Up(ctx, bed.ClusterSpec{
 			Name: "b", FileSystems: []string{fsName, "second"}, MDSs: 2, OSDSize: 20 << 30,
-			// Tests mark the OSD down, more often than it would put up with.
-			Conf: []bed.Option{{Name: "osd max markdown count", Value: "1000"}},
+			Conf: []bed.Option{patient},
 		})
 		started <- up{c, err}
 	}()
-	e.a, err = b.Up(ctx, bed.ClusterSpec{Name: "a", OSDSize: 20 << 30, Conf: mirrorOptions(), MgrBcrypt: b.Release().Name == "reef"})
+	e.a, err = b.Up(ctx, bed.ClusterSpec{
+		Name: "a", OSDSize: 20 << 30, Conf: append(mirrorOptions(), patient), MgrBcrypt: b.Release().Name == "reef",
+	})
 	other := <-started
 	e.b = other.c
 	if err != nil {

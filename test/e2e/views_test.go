@@ -265,7 +265,16 @@ func (e *env) ownCommands() controlPlane {
 func (e *env) stockCommands() controlPlane {
 	return func(t *testing.T, words ...string) (string, error) {
 		t.Helper()
-		return e.a.Ceph(e.ctx(t), append([]string{"fs", "snapshot", "mirror"}, words...)...)
+		out, err := e.a.Ceph(e.ctx(t), append([]string{"fs", "snapshot", "mirror"}, words...)...)
+		if mgr := e.a.Daemon("mgr.x"); err != nil && mgr.State() == "dead" {
+			// Debian's Reef does not get on with its Python: at times the mgr
+			// crashes when a module has asked the monitors for something.
+			if err := mgr.Start(); err != nil {
+				t.Error(err)
+			}
+			t.Skip("the stock mgr crashed")
+		}
+		return out, err
 	}
 }
 
