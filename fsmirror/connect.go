@@ -134,8 +134,12 @@ func (e *Engine) mount(ctx context.Context, client func() (*rados.Conn, error), 
 		_, err = release(err)
 		return nil, halfMounted{err}
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, errors.Join(err, m.Unmount(), m.Release())
+	if ctx.Err() == nil {
+		return m, nil
 	}
-	return m, nil
+	if err := m.Unmount(); err != nil {
+		_, err = release(err)
+		return nil, halfMounted{err}
+	}
+	return release(context.Cause(ctx))
 }

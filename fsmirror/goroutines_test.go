@@ -171,7 +171,7 @@ func TestPlaceHolds(t *testing.T) {
 		return dirstore.Peer{UUID: uuid, Client: "client.x", Cluster: cluster, FSName: "fs"}
 	}
 	at := func(p dirstore.Peer) place { return place{peer: p} }
-	home := place{}
+	home := place{peer: dirstore.Peer{Client: "client.y"}}
 	current := []dirstore.Peer{spec("1", "b"), spec("2", "b"), spec("3", "c")}
 	self := process.ID{PID: 1}
 	for _, c := range []struct {
@@ -183,6 +183,7 @@ func TestPlaceHolds(t *testing.T) {
 		{"home", home, home.note(self), true},
 		{"abroad is not home", home, at(current[0]).note(self), false},
 		{"home is not abroad", at(current[0]), home.note(self), false},
+		{"home of another client", place{peer: dirstore.Peer{Client: "client.z"}}, home.note(self), false},
 		{"peer", at(current[0]), at(current[0]).note(self), true},
 		{"another peer alike", at(current[0]), at(current[1]).note(self), false},
 		{"a peer added again", at(current[0]), at(spec("4", "b")).note(self), true},

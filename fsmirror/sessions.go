@@ -38,8 +38,8 @@ const (
 // note is the value of such a key.
 type note struct {
 	process.ID
-	// Of a session on a peer, which may have got another uuid since.
-	Peer    string `json:"peer,omitempty"`
+	// Of a session: where, and whose. A peer may have got another uuid since.
+	Peer    string `json:"peer,omitempty"` // uuid
 	Client  string `json:"client,omitempty"`
 	Cluster string `json:"cluster,omitempty"`
 	FSName  string `json:"fs,omitempty"`
@@ -110,13 +110,14 @@ func (b *notebook) list(prefix string) (map[string]note, error) {
 
 // place is a file system in which we have sessions.
 type place struct {
-	peer   dirstore.Peer // zero for the local file system
+	peer   dirstore.Peer // of the local file system, our client alone
 	fsName string
 	client func() (*rados.Conn, error)
 }
 
 func (f *filesystem) home() place {
-	return place{fsName: f.name, client: f.eng.localClient}
+	_, name := spec(f.eng.cfg).Identity()
+	return place{peer: dirstore.Peer{Client: name}, fsName: f.name, client: f.eng.localClient}
 }
 
 func (f *filesystem) abroad(spec dirstore.Peer) place {
@@ -131,21 +132,21 @@ func (at place) note(self process.ID) note {
 	return note{self, at.peer.UUID, at.peer.Client, at.peer.Cluster, at.peer.FSName}
 }
 
-// holds tells whether a noted session is there. A peer that was removed and
-// added again has another uuid; current are those that there are now.
+// holds tells whether a noted session is there, and of the same client: no other
+// may end it. A peer that was removed and added again has another uuid; current
+// are those that there are now.
 func (at place) holds(n note, current []dirstore.Peer) bool {
+	if n.Client != at.peer.Client {
+		return false
+	}
 	if n.Peer == at.peer.UUID {
 		return true
 	}
 	if n.Peer == "" || at.peer.UUID == "" {
 		return false
 	}
-	for _, p := range current {
-		if p.UUID == n.Peer {
-			return false
-		}
-	}
-	return n.Client == at.peer.Client && n.Cluster == at.peer.Cluster && n.FSName == at.peer.FSName
+	removed := !slices.ContainsFunc(current, func(p dirstore.Peer) bool { return p.UUID == n.Peer })
+	return removed && n.Cluster == at.peer.Cluster && n.FSName == at.peer.FSName
 }
 
 // mountAt mounts a file system under a new session that is noted.
