@@ -141,7 +141,7 @@ func TestRBDRemoteDown(t *testing.T) {
 func TestRBDRemoteFrozen(t *testing.T) {
 	e := need(t)
 	notStock(t, "it waits")
-	p, d := e.mirrored(t, poolOptions{})
+	p, d := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
 	snap := m.Mirror()
 	p.midRBD(t, m, snap)
@@ -171,7 +171,7 @@ func TestRBDLocalFrozen(t *testing.T) {
 	e := need(t)
 	notStock(t, "it waits")
 	needLong(t)
-	p, d := e.mirrored(t, poolOptions{})
+	p, d := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
 	snap := m.Mirror()
 	p.midRBD(t, m, snap)
@@ -186,7 +186,7 @@ func TestRBDLocalFrozen(t *testing.T) {
 // synchronisation.
 func TestRBDCephRestarts(t *testing.T) {
 	e := need(t)
-	p, _ := e.mirrored(t, poolOptions{})
+	p, _ := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
 	p.wait(t, m, m.Mirror())
 	for i, c := range []struct {
@@ -237,7 +237,7 @@ func (e *env) addresses(t *testing.T, p rbdimage.Pool, object string) (list []st
 // TestRBDBlocklisted blocklists the daemon's connections.
 func TestRBDBlocklisted(t *testing.T) {
 	e := need(t)
-	p, d := e.mirrored(t, poolOptions{})
+	p, d := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
 	p.wait(t, m, m.Mirror())
 	for i, side := range []rbdimage.Pool{p.b, p.a} {
@@ -269,7 +269,7 @@ func TestRBDBlocklisted(t *testing.T) {
 // synchronisation, beside one that must not suffer.
 func TestRBDSourceTrouble(t *testing.T) {
 	e := need(t)
-	p, _ := e.mirrored(t, poolOptions{})
+	p, _ := e.mirroredSlowly(t)
 	good, snap := p.newImage(t, "good", rbdimage.Options{})
 	p.wait(t, good, snap)
 	fine := func(t *testing.T) {
@@ -427,8 +427,9 @@ func TestRBDFull(t *testing.T) {
 	p, d := e.mirrored(t, poolOptions{})
 	q := e.newPool(t, poolOptions{})
 	m, snap := p.newImage(t, "image", rbdimage.Options{Size: 64 * mib})
-	m.Fill(1, 0, 5*mib)
 	p.wait(t, m, snap)
+	m.Fill(1, 0, 5*mib) // more than the quota
+	p.waitSame(t, m)
 	good, snap := q.newImage(t, "good", rbdimage.Options{})
 	q.waitLong(t, 60*time.Second, good, snap)
 	quota := func(n string) {
@@ -538,7 +539,7 @@ func TestRBDDamaged(t *testing.T) {
 	d := e.startRBD(t, tested(), e.b)
 	good, snap := p.newImage(t, "good", rbdimage.Options{})
 	p.wait(t, good, snap)
-	garbage := []byte("\xff\xff\xff\xff\xff\xff\xff\xff\x7f damaged by a test")
+	garbage := []byte("\xff") // too short for anything
 	// damage overwrites something while no daemon runs, and returns what
 	// mends it.
 	type patch func(t *testing.T, m rbdimage.Maker, snap uint64) (mend func())
@@ -582,6 +583,9 @@ func TestRBDDamaged(t *testing.T) {
 				if _, err := ctx.Read(object, old, 0); err != nil {
 					return err
 				}
+				if len(bad) == 0 {
+					return ctx.Truncate(object, 0)
+				}
 				return ctx.WriteFull(object, bad)
 			})
 			if err != nil {
@@ -600,7 +604,7 @@ func TestRBDDamaged(t *testing.T) {
 	}{
 		{"image state", state(garbage)},
 		{"empty image state", state(nil)},
-		{"size of the source", omap(&p.a, "size")},
+		{"prefix of the source", omap(&p.a, "object_prefix")},
 		{"snapshot of the source", omap(&p.a, "snapshot_")},
 		{"snapshot of the copy", omap(&p.b, "snapshot_")},
 		{"features of the copy", omap(&p.b, "features")},

@@ -123,12 +123,12 @@ func TestRBDKilled(t *testing.T) {
 				d.killAll(t, c.first)
 			}
 			before := e.written(t, e.b)
-			d := e.startRBD(t, c.first, e.b)
+			d := e.startRBD(t, c.first, e.b, atLeisure(c.first)...)
 			p.midRBD(t, m, first)
 			kill(d)
 			begun := time.Now()
 			if !c.plugin {
-				d = e.startRBDAs(t, c.second, e.b, rbdUser+"2")
+				d = e.startRBDAs(t, c.second, e.b, rbdUser+"2", atLeisure(c.second)...)
 			}
 			p.waitLong(t, 90*time.Second, m, first)
 			t.Logf("done %v after the crash", time.Since(begun).Round(100*time.Millisecond))
@@ -184,7 +184,7 @@ func TestRBDFrozenHost(t *testing.T) {
 		t.Skip("of our daemon")
 	}
 	p := e.newPool(t, poolOptions{})
-	d := e.startRBD(t, ours, e.b, "--cephmirror-lease-ttl=2s")
+	d := e.startRBD(t, ours, e.b, "--cephmirror-lease-ttl=2s", "--cephmirror-rbd-rate-limit=12MiB")
 	m := slowly(t, p.a, "image")
 	snap := m.Mirror()
 	p.midRBD(t, m, snap)

@@ -172,7 +172,8 @@ func slowly(t *testing.T, p rbdimage.Pool, name string) rbdimage.Maker {
 func (p *rbdPool) midRBD(t *testing.T, m rbdimage.Maker, snap uint64) {
 	t.Helper()
 	to := p.other(m.Pool())
-	within(t, 40*time.Second, "the synchronisation to be under way", func() error {
+	deadline := time.Now().Add(40 * time.Second)
+	look := func() error {
 		snaps, err := to.Peek(m.Name())
 		if err != nil {
 			return err
@@ -187,7 +188,13 @@ func (p *rbdPool) midRBD(t *testing.T, m rbdimage.Maker, snap uint64) {
 			}
 		}
 		return fmt.Errorf("not among %+v", snaps)
-	})
+	}
+	for err := look(); err != nil; err = look() {
+		if time.Now().After(deadline) {
+			t.Fatalf("the synchronisation is not under way: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // TestRBDForcedPromotion promotes a copy while its source is out of reach, in
@@ -196,7 +203,7 @@ func (p *rbdPool) midRBD(t *testing.T, m rbdimage.Maker, snap uint64) {
 func TestRBDForcedPromotion(t *testing.T) {
 	e := need(t)
 	notStock(t, "it waits for its peer for ever, and loses the last complete synchronisation")
-	p, d := e.mirrored(t, poolOptions{})
+	p, d := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
 	p.wait(t, m, m.Mirror())
 	m.Fill(2, 0, mib)

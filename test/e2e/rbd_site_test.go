@@ -273,6 +273,22 @@ func (e *env) mirrored(t *testing.T, o poolOptions) (*rbdPool, *daemon) {
 	return p, e.startRBD(t, tested(), e.b)
 }
 
+// atLeisure makes our daemon slow enough to be disturbed in the middle of
+// something. The stock one is.
+func atLeisure(who string) []string {
+	if who == ours {
+		return []string{"--cephmirror-rbd-rate-limit=40MiB"}
+	}
+	return nil
+}
+
+// mirroredSlowly is mirrored, with a daemon that is slow.
+func (e *env) mirroredSlowly(t *testing.T) (*rbdPool, *daemon) {
+	t.Helper()
+	p := e.newPool(t, poolOptions{})
+	return p, e.startRBD(t, tested(), e.b, atLeisure(tested())...)
+}
+
 // siteStatus is what `rbd mirror image status` tells.
 type siteStatus struct {
 	Name          string `json:"name"`
