@@ -4,6 +4,7 @@ package journal_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -413,19 +415,49 @@ func TestBacklog(t *testing.T) {
 	pl := p.play(p.b, gid)
 	pl.waitState(replay.StateReplaying, "replaying, ")
 	p.caughtUp(pl, m)
-	for _, strict := range []bool{false, true} {
-		pl.stop()
+	pl.stop()
+	for _, who := range strings.Fields(cmp.Or(os.Getenv("CEPHMIRROR_WHO"), "ours strict")) {
 		began := time.Now()
 		p.a.Run("rbd", "bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "16", "--io-total", "80M", "--io-pattern", "rand", m.Spec())
 		wrote := time.Since(began)
 		began = time.Now()
-		pl = p.play(p.b, gid, func(c *journal.Config) { c.Journal.Strict = strict })
-		p.caughtUp(pl, m)
-		took := time.Since(began)
-		c := pl.r.Counters()
-		t.Logf("strict %v: written in %v, replayed in %v, %d entries", strict, wrote.Round(time.Millisecond), took.Round(time.Millisecond), c.Entries)
-		p.same(m)
+		first := make(chan time.Time, 1)
+		at := p.position(m)
+		go func() {
+			for p.position(m) == at && time.Since(began) < time.Minute {
+				time.Sleep(10 * time.Millisecond)
+			}
+			first <- time.Now()
+		}()
+		stop, counters := func() {}, func() journal.Counters { return journal.Counters{} }
+		if who == "stock" {
+			kill := p.stock(p.b)
+			stop = func() { kill(syscall.SIGTERM) }
+		} else {
+			pl := p.play(p.b, gid, func(c *journal.Config) { c.Journal.Strict = who == "strict" })
+			stop, counters = pl.stop, pl.r.Counters
+		}
+		p.stockCaughtUp(m)
+		ended := time.Now()
+		stop()
+		if c := counters(); c.LatencyCount > 0 {
+			t.Logf("%d entries, %v each", c.Entries, c.LatencySum/time.Duration(c.LatencyCount))
+		}
+		t.Logf("%s: written in %v, replayed in %v, %v after the first progress was told", who, wrote.Round(time.Millisecond),
+			ended.Sub(began).Round(time.Millisecond), ended.Sub(<-first).Round(time.Millisecond))
 	}
+	p.same(m)
+}
+
+// position is how far the copy on the other site has come.
+func (p *pair) position(m rbdimage.Maker) format.Position {
+	s := p.siteOf(m.Pool())
+	c, err := objects.New(s.IO(p.pool, ""), m.ID()).Client(p.other(s).uuid(p))
+	if err != nil {
+		return format.Position{}
+	}
+	first, _ := c.Committed.First()
+	return first
 }
 
 // TestClones mirrors a clone, before and after its parent is known, and flattens it.
