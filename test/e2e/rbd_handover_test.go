@@ -22,6 +22,9 @@ func TestRBDHandOver(t *testing.T) {
 	}
 	for _, order := range orders {
 		t.Run(fmt.Sprint(order), func(t *testing.T) {
+			if order[0] == ours {
+				needLong(t)
+			}
 			p := e.newPool(t, poolOptions{})
 			const size = 64 * mib
 			type image struct {
@@ -109,6 +112,9 @@ func TestRBDKilled(t *testing.T) {
 	}
 	for _, c := range crashes {
 		t.Run(c.String(), func(t *testing.T) {
+			if c.first == c.second && c.first == ours {
+				needLong(t)
+			}
 			p := e.newPool(t, poolOptions{})
 			m := slowly(t, p.a, "image")
 			first := m.Mirror()
@@ -183,6 +189,7 @@ func TestRBDFrozenHost(t *testing.T) {
 	if tested() == stock {
 		t.Skip("of our daemon")
 	}
+	needLong(t)
 	p := e.newPool(t, poolOptions{})
 	d := e.startRBD(t, ours, e.b, "--cephmirror-lease-ttl=2s", "--cephmirror-rbd-rate-limit=12MiB")
 	m := slowly(t, p.a, "image")
@@ -232,7 +239,7 @@ func TestRBDTwoDaemons(t *testing.T) {
 	}
 	for i, c := range cases {
 		t.Run(fmt.Sprintf("%s and %s, killed %v", c.first, c.second, c.killed), func(t *testing.T) {
-			if i > 1 {
+			if i != 1 && tested() == ours {
 				needLong(t)
 			}
 			p := e.newPool(t, poolOptions{})

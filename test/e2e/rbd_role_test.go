@@ -78,6 +78,9 @@ func TestRBDFailOver(t *testing.T) {
 	e := need(t)
 	for _, w := range sides() {
 		t.Run(fmt.Sprintf("a %s, b %s", w.a, w.b), func(t *testing.T) {
+			if w.a != w.b {
+				needLong(t)
+			}
 			p := e.newPool(t, poolOptions{})
 			e.startRBD(t, w.a, e.a)
 			e.startRBD(t, w.b, e.b)

@@ -21,6 +21,7 @@ const soonEnough = 3 * time.Second
 func TestRBDStatusSoon(t *testing.T) {
 	e := need(t)
 	notStock(t, "it takes up to 30 s")
+	needLong(t) // a busy machine says little of seconds
 	p, d := e.mirrored(t, poolOptions{})
 	m, snap := p.newImage(t, "image", rbdimage.Options{})
 	copy := p.wait(t, m, snap)
