@@ -84,7 +84,6 @@ func (s *stage) images(ctx context.Context) error {
 	for _, words := range [][]string{
 		{"mirror", "image", "status", pool + "/" + image},
 		{"snap", "ls", "--all", pool + "/" + image},
-		{"mirror", "pool", "status", pool},
 	} {
 		out, err := s.rbd(ctx, s.b, "", words...)
 		if err != nil {
