@@ -448,6 +448,7 @@ func rbdSmallCase(ctx context.Context, l *lab, p plan, rep *report) error {
 					if i == 0 {
 						continue
 					}
+					s.total -= s.made // from the snapshot to its copy
 					if s.sync, err = d.lastSync(ctx, image); err != nil {
 						return err
 					}
