@@ -618,7 +618,9 @@ func testElection(t *testing.T, stock bool) {
 			}
 		}
 		w.logf("all is well")
-		w.pass(calm + 15*time.Second)
+		// The leader may have died right after it was given the lead, and with
+		// it members of which only its successor can find out.
+		w.pass(calm + 25*time.Second)
 		w.settled("in the end")
 	})
 }
