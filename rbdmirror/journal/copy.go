@@ -82,7 +82,6 @@ type copying struct {
 	peer  *format.PeerClient
 	from  format.Positions // where the journal is kept from
 	began time.Time
-	total uint64
 }
 
 // guard ends the copying when the local image becomes something else.
