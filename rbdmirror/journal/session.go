@@ -360,6 +360,15 @@ func (s *session) trouble(err error) {
 	}
 }
 
+// hungry says that more entries are needed before anything can be done.
+func (s *session) hungry() bool {
+	if queued, _ := s.planner.Queued(); queued > 0 {
+		_, waits := s.planner.Waiting()
+		return waits
+	}
+	return s.next == nil
+}
+
 // pollInterval is how long to wait until new entries are looked for: the longer
 // nothing came, the longer.
 func (s *session) pollInterval(now time.Time) time.Duration {
@@ -371,12 +380,10 @@ func (s *session) look(ctx context.Context, now time.Time) {
 	if now.Before(s.retry) {
 		return
 	}
-	if now.Sub(s.lastPoll) >= s.pollInterval(now) {
-		if _, bytes := s.planner.Queued(); bytes == 0 && s.next == nil {
-			s.lastPoll = now
-			s.reader.Poll()
-			s.fetch(ctx, now)
-		}
+	if s.hungry() && now.Sub(s.lastPoll) >= s.pollInterval(now) {
+		s.lastPoll = now
+		s.reader.Poll()
+		s.fetch(ctx, now)
 	}
 	if s.looking || !s.reader.WantLook() && now.Sub(s.lastLook) < s.tune.pollAge {
 		return
@@ -715,7 +722,7 @@ func (s *session) startCheck(ctx context.Context) {
 // due is how long nothing needs to be done if nothing happens.
 func (s *session) due(now time.Time) time.Duration {
 	wait := s.tune.pollAge
-	if queued, _ := s.planner.Queued(); queued == 0 && s.next == nil {
+	if s.hungry() {
 		wait = s.pollInterval(now) - now.Sub(s.lastPoll)
 	}
 	if first, ok := s.progress.Committable().First(); ok {
