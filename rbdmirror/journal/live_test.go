@@ -429,7 +429,8 @@ func TestBacklog(t *testing.T) {
 			}
 			first <- time.Now()
 		}()
-		stop, counters := func() {}, func() journal.Counters { return journal.Counters{} }
+		var stop func()
+		counters := func() journal.Counters { return journal.Counters{} }
 		if who == "stock" {
 			kill := p.stock(p.b)
 			stop = func() { kill(syscall.SIGTERM) }
