@@ -144,7 +144,7 @@ func TestInterchange(t *testing.T) {
 	m.Snap("early")
 	gid := p.enable(m)
 	there := m.In(p.b.admin.Pool(p.pool))
-	x := &mix{site: p.a, m: m, rng: newRNG(t), size: 40 * mib, prot: map[string]bool{}, seed: 100}
+	x := &mix{site: p.a, m: m, rng: newRNG(t), size: 40 * mib, prot: map[string]bool{}, seed: 100, plain: true}
 	stop := p.stock(p.b)
 	p.stockUp(p.b, there)
 	id := there.ID()
