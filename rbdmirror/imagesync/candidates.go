@@ -94,6 +94,13 @@ func (r *run) candidates(ctx context.Context, known *objectmap.Map) (*numbers, e
 		for k := range objectmap.Diff(before, m) {
 			out.add(k)
 		}
+		if j.SourceMaps.ExistenceOnly {
+			for k := range min(m.Len(), out.limit) {
+				if m.Get(k) != objectmap.NonExistent {
+					out.add(k)
+				}
+			}
+		}
 		before = m
 	}
 	if known != nil {

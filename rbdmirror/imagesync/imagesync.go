@@ -65,6 +65,12 @@ type ObjectMaps interface {
 
 // SourceMaps are the valid object maps of the source's snapshots.
 type SourceMaps struct {
+	// ExistenceOnly: what the maps say of existing objects, changed or not, is
+	// not to be relied on. When an image is rolled back to a snapshot, librbd
+	// takes that snapshot's map for the head as it is: objects that the
+	// rollback changed then count as unchanged since the newest snapshot. That
+	// matters where there was something to go back to at Start already.
+	ExistenceOnly bool
 	// Snaps are all snapshots after Job.Start, of every kind, up to and
 	// including the end, ascending.
 	Snaps []uint64

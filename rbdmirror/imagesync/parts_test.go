@@ -248,8 +248,8 @@ func TestCandidates(t *testing.T) {
 		8: mapOf(clean, clean, none, clean, clean, none, none, none),
 	}
 	load := func(_ context.Context, snap uint64) (*objectmap.Map, error) { return maps[snap], nil }
-	list := func(j Job, known *objectmap.Map) (out []uint64) {
-		j.SourceMaps = &SourceMaps{Snaps: []uint64{5, 8}, Load: load}
+	list := func(j Job, known *objectmap.Map, rolledBack bool) (out []uint64) {
+		j.SourceMaps = &SourceMaps{ExistenceOnly: rolledBack, Snaps: []uint64{5, 8}, Load: load}
 		j.Targets = []Target{{Remote: 5, Objects: 6}, {Remote: 8, Objects: 8}}
 		n, err := newRun(j).candidates(t.Context(), known)
 		if err != nil {
@@ -261,17 +261,19 @@ func TestCandidates(t *testing.T) {
 		return out
 	}
 	for _, c := range []struct {
-		name  string
-		job   Job
-		known *objectmap.Map
-		want  []uint64
+		name       string
+		job        Job
+		known      *objectmap.Map
+		rolledBack bool
+		want       []uint64
 	}{
-		{"from a snapshot", Job{Start: 3, StartObjects: 7}, nil, []uint64{1, 2, 3, 6}},
-		{"from nothing", Job{}, nil, []uint64{0, 1, 2, 3, 4}},
-		{"past the head's map", Job{Start: 3, StartObjects: 7}, objectmap.New(6), []uint64{1, 2, 3, 6, 7}},
-		{"compared", Job{FullCompare: true, StartObjects: 7}, nil, []uint64{0, 1, 2, 3, 4, 5, 6, 7}},
+		{"from a snapshot", Job{Start: 3, StartObjects: 7}, nil, false, []uint64{1, 2, 3, 6}},
+		{"from nothing", Job{}, nil, false, []uint64{0, 1, 2, 3, 4}},
+		{"past the head's map", Job{Start: 3, StartObjects: 7}, objectmap.New(6), false, []uint64{1, 2, 3, 6, 7}},
+		{"compared", Job{FullCompare: true, StartObjects: 7}, nil, false, []uint64{0, 1, 2, 3, 4, 5, 6, 7}},
+		{"perhaps rolled back", Job{Start: 3, StartObjects: 7}, nil, true, []uint64{0, 1, 2, 3, 4, 6}},
 	} {
-		if got := list(c.job, c.known); !slices.Equal(got, c.want) {
+		if got := list(c.job, c.known, c.rolledBack); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, should be %v", c.name, got, c.want)
 		}
 	}

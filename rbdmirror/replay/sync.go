@@ -326,7 +326,9 @@ func (r *Replayer) job(ctx context.Context, v *view, e *editor) (*imagesync.Job,
 			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: e.head.Objects(s.Size)})
 		}
 	}
-	job.SourceMaps = r.sourceMaps(ctx, v, job.Start)
+	if job.SourceMaps = r.sourceMaps(ctx, v, job.Start); job.SourceMaps != nil && job.Start != 0 {
+		job.SourceMaps.ExistenceOnly = r.mayBeRolledBack(v)
+	}
 	return job, nil
 }
 
@@ -375,6 +377,23 @@ func (r *Replayer) sourceMaps(ctx context.Context, v *view, start uint64) *image
 		return remotely(ctx, r, func() (*objectmap.Map, error) { return r.remote.objectMap(remote.ID, snap).Load() })
 	}
 	return maps
+}
+
+// mayBeRolledBack tells whether the remote image had snapshots at the base of a
+// synchronisation to which it could be rolled back since. That they are gone
+// now does not matter, nor is there a trace of a rollback.
+func (r *Replayer) mayBeRolledBack(v *view) bool {
+	base, remote := v.step.Sync.Base, v.remote.head
+	if remote.OpFeatures&cls.OpFeatureGroup != 0 {
+		return true // a group's snapshots are in no image state
+	}
+	for _, s := range remote.Snapshots {
+		if s.ID < base.Remote && s.Namespace.Mirror == nil {
+			return true
+		}
+	}
+	state, err := r.local.states.Read(v.local.head.ID, base.Local)
+	return err != nil || len(state.Snapshots) > 0
 }
 
 // localMaps are the local image's object maps.

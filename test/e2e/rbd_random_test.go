@@ -154,9 +154,19 @@ func (w *randomWriter) check(at moment) error {
 		}
 		return err
 	}
+	// A user snapshot that is removed before it is copied cannot be copied.
+	now, err := w.p.a.Peek(w.m.Name())
+	if err != nil {
+		return err
+	}
 	var names, copied []string
 	for _, s := range at.users {
-		names = append(names, fmt.Sprint(s.Name, " ", s.Size))
+		name := fmt.Sprint(s.Name, " ", s.Size)
+		there := slices.ContainsFunc(now, func(n rbdimage.Snap) bool { return n.ID == s.ID && n.Kind == rbdimage.User })
+		here := slices.ContainsFunc(copies, func(c rbdimage.Snap) bool { return c.Kind == rbdimage.User && c.Name == s.Name })
+		if there || here {
+			names = append(names, name)
+		}
 	}
 	for _, c := range copies {
 		if c.Kind == rbdimage.User {
