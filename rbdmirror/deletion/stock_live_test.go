@@ -18,6 +18,7 @@ import (
 // TestLiveStock has images go that the stock daemon moved to the trash, and has
 // the stock daemon remove images that were moved there by us.
 func TestLiveStock(t *testing.T) {
+	rbdsite.Long(t)
 	far := rbdsite.Start(t, "far")
 	near := rbdsite.Start(t, "near")
 	far.Run("rbd", "mirror", "pool", "enable", "--site-name", "far", rbdsite.Pool, "image")

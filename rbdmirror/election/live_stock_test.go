@@ -18,6 +18,7 @@ import (
 
 	"cephmirror/rbdmirror/election"
 	"cephmirror/test/bed"
+	"cephmirror/test/rbdsite"
 )
 
 // mirroredPool makes a pool on both clusters that a mirrors from b, with images
@@ -154,6 +155,7 @@ func heldBy(m *member, ids []string) []string {
 // TestUnderAStockLeader: the stock daemon leads, ours gets its share of images
 // and of slots.
 func TestUnderAStockLeader(t *testing.T) {
+	rbdsite.Long(t)
 	a, b, pool, _ := mirroredPool(t, 0)
 	s := startStock(t, a, pool)
 	wait(t, 20*time.Second, "the stock daemon leads", s.check(func(p stockPool) bool { return p.Leader }))
@@ -253,6 +255,7 @@ func TestUnderAStockLeader(t *testing.T) {
 
 // TestAboveAStockMember: ours leads, the stock daemon does as it is told.
 func TestAboveAStockMember(t *testing.T) {
+	rbdsite.Long(t)
 	a, b, pool, ids := mirroredPool(t, 3)
 	m := start(t, pool, func(c *election.Config) { c.Options.ConcurrentSyncs = 1 })
 	wait(t, 10*time.Second, "ours leads", m.leading)
@@ -330,6 +333,7 @@ func TestAboveAStockMember(t *testing.T) {
 
 // TestStockAndOursTakeOver: each from the other when that dies.
 func TestStockAndOursTakeOver(t *testing.T) {
+	rbdsite.Long(t)
 	a, _, pool, _ := mirroredPool(t, 0)
 	p := spawn(t, pool)
 	wait(t, 10*time.Second, "ours leads", func() error { return p.said("gained") })

@@ -28,6 +28,7 @@ import (
 	"cephmirror/plugins"
 	"cephmirror/rbdmirror/election"
 	"cephmirror/test/bed"
+	"cephmirror/test/rbdsite"
 )
 
 // These tests need a cluster: run them with bed enter. Clusters that are up
@@ -819,6 +820,7 @@ func TestTheLeaderDies(t *testing.T) {
 
 // TestShutOutByHand is what an operator may do.
 func TestShutOutByHand(t *testing.T) {
+	rbdsite.Long(t)
 	a := cluster(t, "a")
 	pool := makePool(t, a)
 	one := start(t, pool, nil)
@@ -871,6 +873,7 @@ func address(t *testing.T, c *bed.Cluster, pool, object string) string {
 
 // TestLeftovers: what others have left, and what somebody took away.
 func TestLeftovers(t *testing.T) {
+	rbdsite.Long(t)
 	a := cluster(t, "a")
 	pool := makePool(t, a)
 	run(t, a, "rbd", "namespace", "create", pool+"/ns")
@@ -916,6 +919,7 @@ func TestLeftovers(t *testing.T) {
 
 // TestAFrozenOSD: when the cluster stands still nobody is blamed for it.
 func TestAFrozenOSD(t *testing.T) {
+	rbdsite.Long(t)
 	a := cluster(t, "a")
 	pool := makePool(t, a)
 	// All watches are lost meanwhile.

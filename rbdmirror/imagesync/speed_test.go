@@ -13,10 +13,12 @@ import (
 
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
 )
 
 // TestSpeed measures a first synchronisation and one of small scattered writes.
 func TestSpeed(t *testing.T) {
+	rbdsite.Long(t)
 	if os.Getenv("CEPHMIRROR_SPEED") == "" {
 		t.Skip("set CEPHMIRROR_SPEED to measure")
 	}

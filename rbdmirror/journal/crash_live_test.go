@@ -23,6 +23,7 @@ import (
 	"cephmirror/rbdmirror/journal"
 	"cephmirror/rbdmirror/replay"
 	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
 )
 
 // childEnv makes this program a daemon for one image, to be killed.
@@ -203,6 +204,7 @@ rados.rados_shutdown(cluster)
 
 // TestKilled kills the daemon again and again while the image changes.
 func TestKilled(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	p.b.Run("ceph", "config", "set", "osd", "osd_client_watch_timeout", "3")
 	kills := 12

@@ -334,6 +334,7 @@ func (p *pair) same(m rbdimage.Maker) {
 }
 
 func TestEverything(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	for name, o := range map[string]rbdimage.Options{
 		"plain":   {Size: 40 * mib, Features: rbdimage.Plain | rbd.FeatureJournaling},
@@ -409,6 +410,7 @@ func operations(p *pair, m rbdimage.Maker) []func() {
 
 // TestBacklog tells how fast a backlog is replayed.
 func TestBacklog(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "backlog", rbdimage.Options{Size: 256 * mib, Features: journaling})
 	gid := p.enable(m)
@@ -463,6 +465,7 @@ func (p *pair) position(m rbdimage.Maker) format.Position {
 
 // TestClones mirrors a clone, before and after its parent is known, and flattens it.
 func TestClones(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	parent := rbdimage.Create(t, p.a.admin.Pool(p.pool), "parent", rbdimage.Options{Size: 24 * mib, Features: journaling, Order: 21})
 	parent.Fill(1, 0, 20*mib)
@@ -512,6 +515,7 @@ func TestClones(t *testing.T) {
 
 // TestLiveTail tells how far replay is behind while the primary is busy.
 func TestLiveTail(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "tail", rbdimage.Options{Size: 256 * mib, Features: journaling})
 	gid := p.enable(m)

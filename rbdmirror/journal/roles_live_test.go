@@ -14,6 +14,7 @@ import (
 	"cephmirror/rbdmirror/replay"
 	"cephmirror/rbdmirror/store"
 	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
 )
 
 func (p *pair) rbd(s *site, args ...string) string {
@@ -23,6 +24,7 @@ func (p *pair) rbd(s *site, args ...string) string {
 
 // TestRoles takes an image through all that can become of who is primary.
 func TestRoles(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "roles", rbdimage.Options{Size: 20 * mib, Features: journaling})
 	m.Fill(1, 0, 3*mib)
@@ -137,6 +139,7 @@ func (p *pair) stockUp(s *site, m rbdimage.Maker) {
 
 // TestInterchange has the stock daemon and ours follow each other.
 func TestInterchange(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	p.b.Run("ceph", "config", "set", "osd", "osd_client_watch_timeout", "3")
 	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "taken", rbdimage.Options{Size: 40 * mib, Features: journaling, Order: 20})

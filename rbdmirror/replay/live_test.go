@@ -485,6 +485,7 @@ func TestLiveSplitBrain(t *testing.T) {
 
 // Clones of both kinds hang on the copy of their parent, also across changes.
 func TestLiveClones(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	const object = 4 * mib
 	parent := rbdimage.Create(t, p.a.admin.Pool(p.pool), "parent", rbdimage.Options{Size: 8 * object})
@@ -563,6 +564,7 @@ func (s *site) freeze(t *testing.T) (thaw func()) {
 // the middle of a synchronisation, nor the end of the daemon. The image becomes
 // what it was at the last complete synchronisation.
 func TestLiveFrozen(t *testing.T) {
+	rbdsite.Long(t)
 	p := newPair(t)
 	m, _ := p.image("img", rbdimage.Options{Size: 128 * mib})
 	m.Fill(1, 0, 40*mib)

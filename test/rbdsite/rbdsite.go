@@ -6,6 +6,7 @@ package rbdsite
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -75,6 +76,14 @@ func Start(t *testing.T, name string) *Site {
 	}
 	s.Conn = s.Dial()
 	return s
+}
+
+// Long skips a test that is too slow for every day.
+func Long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CEPHMIRROR_TEST_LONG") == "" {
+		t.Skip("slow: set CEPHMIRROR_TEST_LONG")
+	}
 }
 
 // StartProcess starts a daemon, which ends with the test or when stop is called.
