@@ -13,7 +13,7 @@ RELEASES ?= reef tentacle
 # The release for what is run on one only: demo and benchmark.
 RELEASE ?= tentacle
 FUZZTIME ?= 10s
-E2E_TIMEOUT ?= 25m
+E2E_TIMEOUT ?= 35m
 TESTFLAGS ?=
 STATICCHECK_VERSION := v0.8.2
 

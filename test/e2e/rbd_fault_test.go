@@ -185,6 +185,7 @@ func TestRBDLocalFrozen(t *testing.T) {
 // TestRBDCephRestarts restarts daemons of Ceph in the middle of a
 // synchronisation.
 func TestRBDCephRestarts(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p, _ := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
@@ -236,6 +237,7 @@ func (e *env) addresses(t *testing.T, p rbdimage.Pool, object string) (list []st
 
 // TestRBDBlocklisted blocklists the daemon's connections.
 func TestRBDBlocklisted(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p, d := e.mirroredSlowly(t)
 	m := slowly(t, p.a, "image")
@@ -268,6 +270,7 @@ func TestRBDBlocklisted(t *testing.T) {
 // TestRBDSourceTrouble deletes or demotes a source in the middle of a
 // synchronisation, beside one that must not suffer.
 func TestRBDSourceTrouble(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p, _ := e.mirroredSlowly(t)
 	good, snap := p.newImage(t, "good", rbdimage.Options{})
@@ -535,6 +538,7 @@ func TestRBDOtherSideUnprepared(t *testing.T) {
 
 // TestRBDDamaged has damaged records of an image, beside one that is well.
 func TestRBDDamaged(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p := e.newPool(t, poolOptions{})
 	d := e.startRBD(t, tested(), e.b)
@@ -655,6 +659,7 @@ func TestRBDDamaged(t *testing.T) {
 // TestRBDPruning makes more mirror snapshots than the primary keeps while no
 // daemon runs.
 func TestRBDPruning(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p := e.newPool(t, poolOptions{})
 	d := e.startRBD(t, tested(), e.b)

@@ -15,6 +15,7 @@ import (
 // TestRBDHandOver lets the stock daemon and ours take turns with the same
 // images: each goes on where the other stopped, and copies nothing twice.
 func TestRBDHandOver(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	orders := [][]string{{stock, ours, stock, ours}, {ours, stock, ours}}
 	if tested() == stock {
@@ -228,6 +229,7 @@ func TestRBDFrozenHost(t *testing.T) {
 
 // TestRBDTwoDaemons runs two daemons on one site; one of them ends.
 func TestRBDTwoDaemons(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	cases := []struct {
 		first, second string

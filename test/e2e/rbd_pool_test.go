@@ -73,6 +73,7 @@ func TestRBDNamespaces(t *testing.T) {
 
 // TestRBDClonePools mirrors a clone whose parent is in another pool.
 func TestRBDClonePools(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p := e.newPool(t, poolOptions{})
 	q := e.newPool(t, poolOptions{})
@@ -117,6 +118,7 @@ func TestRBDPoolMode(t *testing.T) {
 // TestRBDOneWay has a source that knows nothing of its copies' site but what
 // the daemon tells it.
 func TestRBDOneWay(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p, _ := e.mirrored(t, poolOptions{oneWay: true})
 	var info struct {
@@ -156,6 +158,7 @@ func TestRBDOneWay(t *testing.T) {
 
 // TestRBDLiveChanges changes what is to be mirrored while the daemon runs.
 func TestRBDLiveChanges(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p := e.newPool(t, poolOptions{unpeered: true})
 	d := e.startRBD(t, tested(), e.b)

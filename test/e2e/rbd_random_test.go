@@ -32,7 +32,6 @@ func randomSeed(t *testing.T) uint64 {
 func TestRBDRandom(t *testing.T) {
 	e := need(t)
 	notStock(t, "discards, copy-ups and completed snapshots are wrong")
-	needLong(t) // of two runs, the first found a difference in the striped image
 	rounds := 5
 	if *long {
 		rounds = 60

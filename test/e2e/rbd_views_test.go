@@ -105,6 +105,7 @@ func TestRBDStatusSoon(t *testing.T) {
 
 // TestRBDPoolStatus looks at a pool with daemons on both sites as operators do.
 func TestRBDPoolStatus(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	p, _ := e.mirrored(t, poolOptions{})
 	e.startRBD(t, tested(), e.a)
