@@ -660,7 +660,7 @@ func (f *filesystem) watchSnapshots(ctx context.Context) {
 			if ctx.Err() != nil {
 				break
 			}
-			st, err := src.copy.StatAt(join(dir, snapDir), ceph.Synced)
+			st, err := statSnapDir(src.copy, dir)
 			if err != nil {
 				st = ceph.Stat{}
 			}

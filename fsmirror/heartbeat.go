@@ -20,9 +20,24 @@ const (
 func pulse(m *ceph.Mount) func() error {
 	return func() error {
 		// The attributes of a snapshot directory are never cached.
-		_, err := m.StatAt("/"+snapDir, ceph.Synced)
+		_, err := statSnapDir(m, "/")
 		return err
 	}
+}
+
+// statSnapDir returns the attributes of a directory's snapshot directory.
+//
+// For these libcephfs needs the directory's capabilities, but does not look
+// whether it has any: once its session was ended, by an eviction or when the
+// client was blocklisted, it crashes. On the way to a directory it finds out
+// that it cannot go on; at the root there is no such way.
+func statSnapDir(m *ceph.Mount, dir string) (ceph.Stat, error) {
+	if dir == "/" {
+		if st, err := m.StatAt(dir, ceph.Synced); err != nil {
+			return st, err
+		}
+	}
+	return m.StatAt(join(dir, snapDir), ceph.Synced)
 }
 
 // heartbeat asks for a sign of life until ctx ends, and calls lost, once, when

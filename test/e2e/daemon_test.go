@@ -51,8 +51,15 @@ func (e *env) startDaemon(t *testing.T, c *bed.Cluster, id string, args []string
 	if err := os.Remove(d.log); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
+	var printed int64
+	if info, err := os.Stat(filepath.Join(e.bed.Dir(), "proc", "mirror-"+id+".log")); err == nil {
+		printed = info.Size()
+	}
 	d.start(t)
 	t.Cleanup(func() {
+		if crash := d.crash(printed); crash != "" && filepath.Base(args[0]) == "cephmirror" {
+			t.Errorf("the daemon crashed: %s", crash)
+		}
 		if t.Failed() {
 			d.dump(t)
 		}
@@ -63,6 +70,23 @@ func (e *env) startDaemon(t *testing.T, c *bed.Cluster, id string, args []string
 		}
 	})
 	return d
+}
+
+// crash returns the first sign of a crash in what the daemon printed from an
+// offset on: it heals by itself, but is not to happen.
+func (d *daemon) crash(from int64) string {
+	text, err := os.ReadFile(d.LogPath())
+	if err != nil || from > int64(len(text)) {
+		return ""
+	}
+	for line := range strings.Lines(string(text[from:])) {
+		for _, sign := range []string{"SIGSEGV", "SIGABRT", "SIGBUS", "panic:", "fatal error:"} {
+			if strings.Contains(line, sign) {
+				return line[:min(len(line), 1000)]
+			}
+		}
+	}
+	return ""
 }
 
 // start starts the process and waits for its admin socket.

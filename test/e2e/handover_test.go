@@ -214,6 +214,15 @@ func TestHandOverKilled(t *testing.T) {
 			load(m, 3)
 			m.Snap("s1")
 			e.takeTurn(t, turns[0], m, "s1")
+			if turns[1].stock {
+				// It takes a locked directory for its own, and crashes.
+				within(t, 90*time.Second, "the MDS to end the dead daemon's session", func() error {
+					if n := len(e.sessionsOf(t, e.b, "remote")); n > 0 {
+						return fmt.Errorf("there are %d", n)
+					}
+					return nil
+				})
+			}
 			e.takeTurn(t, turns[1], m, "s1")
 			if !turns[1].stock {
 				e.same(t, m, "s1")
@@ -256,6 +265,18 @@ func TestBothAtOnce(t *testing.T) {
 	second := e.waitInstance(t, first)
 	stock.waitPeer(t)
 	ours.waitPeer(t)
+	// The stock daemon takes a directory that is locked for its own, and may
+	// crash. Its own lock then stays for a minute.
+	wait := func(t *testing.T, limit time.Duration, m cephtree.Maker, snap string) {
+		t.Helper()
+		err := eventually(limit, func() error { return e.arrived(m.Root(), snap) })
+		if !stock.Running() {
+			t.Skip("the stock daemon crashed")
+		}
+		if err != nil {
+			t.Fatalf("waited %v for snapshot %s to arrive: %v", limit, snap, err)
+		}
+	}
 
 	t.Run("the same directory", func(t *testing.T) {
 		m := e.newDir(t)
@@ -263,14 +284,14 @@ func TestBothAtOnce(t *testing.T) {
 		m.Snap("s1")
 		e.give(t, second, m.Root())
 		e.give(t, first, m.Root())
-		e.waitLong(t, 100*time.Second, m, "s1")
+		wait(t, 100*time.Second, m, "s1")
 		const more = 4
 		for i := range more {
 			m.Write("many/000001", cephtree.Data(uint64(i), 100))
 			m.Write(fmt.Sprintf("new%d", i), cephtree.Data(uint64(i), 100))
 			name := fmt.Sprintf("n%d", i)
 			m.Snap(name)
-			e.waitLong(t, 60*time.Second, m, name)
+			wait(t, 60*time.Second, m, name)
 		}
 		within(t, patience, "each snapshot to be counted once", func() error {
 			a, err := ours.dir(m.Root())
@@ -298,7 +319,7 @@ func TestBothAtOnce(t *testing.T) {
 			dirs = append(dirs, m)
 		}
 		for _, m := range dirs {
-			e.waitLong(t, 60*time.Second, m, "s1")
+			wait(t, 60*time.Second, m, "s1")
 		}
 		a, b := 0, 0
 		for _, m := range dirs {
