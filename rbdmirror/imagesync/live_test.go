@@ -361,6 +361,7 @@ func TestRandom(t *testing.T) {
 }
 
 func TestClone(t *testing.T) {
+	rbdsite.Long(t)
 	a, b := newSides(t)
 	for name, features := range map[string]uint64{"maps": rbdimage.Everything, "no maps": rbdimage.Plain} {
 		t.Run(name, func(t *testing.T) {
@@ -540,6 +541,7 @@ func TestCopyUp(t *testing.T) {
 
 // TestFrozen is about clusters that do not answer.
 func TestFrozen(t *testing.T) {
+	rbdsite.Long(t)
 	a, b := newSides(t)
 	p := newPair(t, a, b, rbdimage.Options{Size: 64 * mib, Order: 20, Features: rbdimage.Everything})
 	p.src.maker.Fill(3, 0, 64*mib)
