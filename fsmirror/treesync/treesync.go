@@ -118,21 +118,26 @@ func Run(ctx context.Context, p Params) error {
 	root := &node{stat: st, how: byDiff, touched: touched, left: 1}
 	r.dirs = append(r.dirs, root)
 
-	stop := context.AfterFunc(ctx, func() {
+	r.drain()
+	for _, job := range r.copies {
+		_ = job.close() // given up half-way; why is told already
+	}
+	return context.Cause(ctx)
+}
+
+// drain works until nothing is left or the run has failed.
+func (r *run) drain() {
+	stop := context.AfterFunc(r.ctx, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.cond.Broadcast()
 	})
 	defer stop()
 	var wg sync.WaitGroup
-	for range p.Workers {
+	for range r.Workers {
 		wg.Go(r.work)
 	}
 	wg.Wait()
-	for _, job := range r.copies {
-		_ = job.close() // given up half-way; why is told already
-	}
-	return context.Cause(ctx)
 }
 
 // Empty tells whether a directory has no entries.
