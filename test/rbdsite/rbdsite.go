@@ -38,11 +38,15 @@ type Site struct {
 }
 
 // Start brings a cluster up. One that was up already is used as it is and left
-// up. The test is skipped where there is no Ceph.
+// up. The test is skipped where there is no Ceph, and on Reef unless slow tests
+// are asked for.
 func Start(t *testing.T, name string) *Site {
 	t.Helper()
 	if bed.InsideRelease() == "" {
 		t.Skip("needs Ceph: run with bed enter")
+	}
+	if bed.InsideRelease() == "reef" {
+		Long(t) // every day one release is enough for a package by itself
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
