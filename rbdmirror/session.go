@@ -146,7 +146,7 @@ func (p peerSpec) address() string {
 
 // ioctx opens the pool on one of the clusters. It is closed with the session.
 func (s *session) ioctx(conn *rados.Conn, namespace string) (*rados.IOContext, error) {
-	c, err := conn.OpenIOContext(s.pool.name)
+	c, err := ceph.OpenPool(conn, s.pool.name)
 	if err != nil {
 		return nil, err
 	}

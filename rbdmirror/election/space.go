@@ -50,9 +50,9 @@ type space struct {
 }
 
 func (m *Member) openSpace(ns string) (*space, error) {
-	ioctx, err := m.cfg.Conn.OpenIOContext(m.cfg.Pool)
+	ioctx, err := ceph.OpenPool(m.cfg.Conn, m.cfg.Pool)
 	if err != nil {
-		return nil, fmt.Errorf("opening pool %s: %w", m.cfg.Pool, err)
+		return nil, err
 	}
 	ioctx.SetNamespace(ns)
 	sp := &space{

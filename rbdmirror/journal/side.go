@@ -33,14 +33,14 @@ type side struct {
 }
 
 func openSide(s replay.Side) (*side, error) {
-	pool, err := s.Conn.OpenIOContext(s.Pool)
+	pool, err := ceph.OpenPool(s.Conn, s.Pool)
 	if err != nil {
-		return nil, fmt.Errorf("opening pool %s: %w", s.Pool, err)
+		return nil, err
 	}
-	ioctx, err := s.Conn.OpenIOContext(s.Pool)
+	ioctx, err := ceph.OpenPool(s.Conn, s.Pool)
 	if err != nil {
 		pool.Destroy()
-		return nil, fmt.Errorf("opening pool %s: %w", s.Pool, err)
+		return nil, err
 	}
 	ioctx.SetNamespace(s.Namespace)
 	return &side{

@@ -590,9 +590,9 @@ func PoolContext(conn *rados.Conn, pool int64, namespace string) (*rados.IOConte
 	if err != nil {
 		return nil, fmt.Errorf("opening pool %d: %w", pool, err)
 	}
-	ioctx, err := conn.OpenIOContext(name)
+	ioctx, err := ceph.OpenPool(conn, name)
 	if err != nil {
-		return nil, fmt.Errorf("opening pool %s: %w", name, err)
+		return nil, err
 	}
 	ioctx.SetNamespace(namespace)
 	return ioctx, nil
