@@ -26,6 +26,7 @@ import (
 	"cephmirror/internal/ceph/client"
 	"cephmirror/plugins"
 	"cephmirror/rbdmirror/imagesync"
+	"cephmirror/rbdmirror/journal"
 )
 
 // Engine is the rbd plugin.
@@ -39,6 +40,7 @@ type Engine struct {
 	settings settings
 	options  *client.Options
 	memory   *imagesync.Budget
+	journals *journal.Memory
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -112,6 +114,7 @@ func (e *Engine) Start(_ context.Context, cfg plugins.Config) (plugins.Info, err
 		return e.info, nil
 	}
 	e.memory = imagesync.NewBudget(e.settings.number(settingMemory, imagesync.DefaultBudget))
+	e.journals = journal.NewMemory(int(e.settings.number(settingJournals, 0)))
 	e.feed.Publish(added(daemonCommands())...)
 	go func() {
 		defer close(e.done)

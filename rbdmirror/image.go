@@ -9,8 +9,25 @@ import (
 	"github.com/rs/zerolog"
 
 	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/journal"
 	"cephmirror/rbdmirror/replay"
 )
+
+// replayer keeps one image a copy of its primary. There is one for each way of
+// mirroring.
+type replayer interface {
+	// Run comes back when ctx ends or there is nothing left to do. Nothing is
+	// written any more then.
+	Run(ctx context.Context) (replay.Outcome, error)
+	// Drain waits for calls to the clusters that Run has not waited for.
+	Drain()
+	// Kick makes it look at both images now.
+	Kick()
+	// RemoteRemoved tells that the leader found the remote image gone.
+	RemoteRemoved()
+	// Flush waits until all that the primary has to offer by now is here.
+	Flush(ctx context.Context) error
+}
 
 // image is one that this instance was given to replicate.
 type image struct {
@@ -29,8 +46,10 @@ type image struct {
 	restart  bool // by command
 	gone     bool // nothing is left to do until it is listed again
 	vanished bool // the peer was said to have it no more
-	replayer *replay.Replayer
+	mode     cls.ImageMode
+	replayer replayer
 	stopRun  context.CancelFunc
+	changed  time.Time // when the mode was last another
 	status   replay.Status
 	scope    string // by which its commands are called
 	trouble  error  // of the last run, if that failed
@@ -65,6 +84,7 @@ func newImage(sp *space, gid string) *image {
 		wake:   make(chan struct{}, 1),
 		manual: sp.s.link.isManual(),
 	}
+	img.mode = cls.ImageModeSnapshot // as good a guess as any
 	img.status = replay.Status{State: replay.StateStopped, Description: "stopped"}
 	go func() {
 		defer close(img.done)
@@ -128,19 +148,8 @@ func (img *image) replay() time.Duration {
 	if s.member.Lease().Wait(ctx) != nil {
 		return 0
 	}
-	r := replay.New(replay.Config{
-		Log: img.log, Lease: s.member.Lease(), GlobalID: img.gid,
-		Local: replay.Side{
-			Conn: s.local, Pool: s.pool.name, Namespace: img.sp.spec.local, MirrorUUID: s.localUUID, SiteName: s.localSite,
-		},
-		Remote: replay.Side{
-			Conn: s.remote, Pool: s.pool.name, Namespace: img.sp.spec.remote, MirrorUUID: s.remoteUUID, SiteName: s.link.spec.site,
-		},
-		Throttle: s.member.Throttle(img.sp.spec.local),
-		Memory:   s.eng.memory,
-		Options:  s.eng.replayOptions(),
-		Report:   img.report,
-	})
+	mode := img.currentMode()
+	r := img.newReplayer(mode)
 	img.mu.Lock()
 	img.replayer, img.stopRun, img.restart = r, cancel, false
 	vanished := img.vanished
@@ -175,6 +184,8 @@ func (img *image) replay() time.Duration {
 		img.sp.localStatus.forget(img.gid)
 		img.sp.remoteStatus.forget(img.gid)
 		return 0
+	case outcome == replay.OtherMode:
+		return img.changeMode(mode)
 	case outcome == replay.LostLocal || outcome == replay.LostRemote:
 		s.fail(fmt.Errorf("shut out of a cluster: %w", err))
 		return pollInterval
@@ -184,6 +195,56 @@ func (img *image) replay() time.Duration {
 	img.log.Warn().Err(err).Msg("replication of the image has ended, it will be started again")
 	return s.eng.stateCheckInterval()
 }
+
+// newReplayer returns the replayer for a way of mirroring.
+func (img *image) newReplayer(mode cls.ImageMode) replayer {
+	s := img.sp.s
+	cfg := replay.Config{
+		Log: img.log, Lease: s.member.Lease(), GlobalID: img.gid,
+		Local: replay.Side{
+			Conn: s.local, Pool: s.pool.name, Namespace: img.sp.spec.local, MirrorUUID: s.localUUID, SiteName: s.localSite,
+		},
+		Remote: replay.Side{
+			Conn: s.remote, Pool: s.pool.name, Namespace: img.sp.spec.remote, MirrorUUID: s.remoteUUID, SiteName: s.link.spec.site,
+		},
+		Throttle: s.member.Throttle(img.sp.spec.local),
+		Memory:   s.eng.memory,
+		Options:  s.eng.replayOptions(),
+		Report:   img.report,
+	}
+	if mode == cls.ImageModeJournal {
+		return journal.New(journal.Config{Config: cfg, Journal: s.eng.journalOptions(), Journals: s.eng.journals})
+	}
+	return replay.New(cfg)
+}
+
+func (img *image) currentMode() cls.ImageMode {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return img.mode
+}
+
+// changeMode hands the image over to the other replayer, as it is not mirrored in
+// the way that was thought. It returns how long to wait before that.
+func (img *image) changeMode(was cls.ImageMode) time.Duration {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	img.mode = cls.ImageModeJournal
+	if was == cls.ImageModeJournal {
+		img.mode = cls.ImageModeSnapshot
+	}
+	// One after the other does not want it: it is on its way from one to another.
+	soon := time.Since(img.changed) < modeRest
+	img.changed = time.Now()
+	img.log.Debug().Bool("journal", img.mode == cls.ImageModeJournal).Msg("the way in which the image is mirrored")
+	if soon {
+		return modeRest
+	}
+	return 0
+}
+
+// modeRest is the least time between two changes of an image's mode but the first.
+const modeRest = time.Second
 
 // report takes a status in from the replayer.
 func (img *image) report(st replay.Status) {
@@ -337,5 +398,20 @@ func (e *Engine) replayOptions() replay.Options {
 		ObjectsAhead: int(e.settings.number(settingAhead, 0)),
 
 		RecreateOnResync: e.settings.flag(settingRecreate),
+	}
+}
+
+func (e *Engine) journalOptions() journal.Options {
+	o := e.options
+	return journal.Options{
+		CommitAge:    o.Seconds("rbd_mirror_journal_commit_age"),
+		PollAge:      o.Seconds("rbd_mirror_journal_poll_age"),
+		SyncPointAge: o.Seconds("rbd_mirror_sync_point_update_age"),
+		ReplayDelay:  o.Seconds("rbd_mirroring_replay_delay"),
+
+		ResyncAfterDisconnect: o.Bool("rbd_mirroring_resync_after_disconnect"),
+
+		Strict:      e.settings.flag(settingStrict),
+		Concurrency: int(e.settings.number(settingAhead, 0)),
 	}
 }

@@ -59,6 +59,8 @@ const (
 	settingRate     = "rate_limit"      // bytes a second read from the peer, for one image
 	settingConnect  = "connect_timeout" // for a connection to a peer
 	settingRecreate = "recreate_on_resync"
+	settingJournals = "journal_memory" // bytes of all that is held of journals
+	settingStrict   = "journal_strict" // entries of journals are carried out one at a time
 )
 
 type settings map[string]string

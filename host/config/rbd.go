@@ -26,5 +26,13 @@ func rbdSettings() []Setting {
 			Section: SectionRBD, Name: "recreate_on_resync", Type: Bool, Default: "false",
 			Help: "On a resync, remove the local image and make it anew, as the stock daemon does. Otherwise the image stays, and every object of it is compared.",
 		},
+		{
+			Section: SectionRBD, Name: "journal_memory", Type: Size, Default: "192MiB", Min: 16 << 20,
+			Help: "Size of all that is read ahead of the journals of images, together.",
+		},
+		{
+			Section: SectionRBD, Name: "journal_strict", Type: Bool, Default: "false",
+			Help: "Carry the entries of journals out one at a time, so that an image is at a point of its journal at any moment. The metadata cephmirror.replay_mode of an image (strict or merged) goes before.",
+		},
 	}
 }

@@ -52,6 +52,9 @@ func (r *Replayer) Run(ctx context.Context) (replay.Outcome, error) {
 	r.letGo()
 	r.unwatchLocalLog()
 	r.answer(errEnded)
+	if out == replay.OtherMode {
+		return out, err // somebody else goes on
+	}
 	text := "stopped"
 	if out == replay.Gone && r.Status().Description == "remote image no longer exists" {
 		text = "remote image no longer exists"

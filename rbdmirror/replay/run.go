@@ -26,6 +26,8 @@ const (
 	// yieldFor is how long the lock is left to whoever wanted it, unless the
 	// header tells earlier what for.
 	yieldFor = 3 * time.Second
+	// roomPoll is how often it is tried whether a full pool has room again.
+	roomPoll = 10 * time.Second
 )
 
 var (
@@ -52,6 +54,9 @@ func (r *Replayer) Run(ctx context.Context) (Outcome, error) {
 	r.letGo()
 	for _, f := range r.flushes.take() {
 		f <- errEnded
+	}
+	if out == OtherMode {
+		return out, err // somebody else goes on
 	}
 	text := "stopped"
 	r.reports.update(func(s *Status) { s.Phase = Stopping })
@@ -138,7 +143,9 @@ func (r *Replayer) run(ctx context.Context) (Outcome, error) {
 			wait = yieldFor
 		case err != nil:
 			failures++
-			wait = r.backoff(failures)
+			if wait = r.backoff(failures); noRoom(err) {
+				wait = min(wait, roomPoll)
+			}
 			text := r.explain(err)
 			r.failed(text, err, failures, time.Now().Add(wait))
 			r.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", wait).Msg("replication of the image")
@@ -228,10 +235,20 @@ func lostConnection(err error) (Outcome, bool) {
 
 // explain says what a failure means, as stock does and then in our own words.
 func (r *Replayer) explain(err error) string {
+	what := "error bootstrapping replay: "
 	if r.replaying {
-		return "failed to replay: " + err.Error()
+		what = "failed to replay: "
 	}
-	return "error bootstrapping replay: " + err.Error()
+	if noRoom(err) {
+		what += "a local pool is full: "
+	}
+	return what + err.Error()
+}
+
+// noRoom reports whether a failure comes of a full local pool.
+func noRoom(err error) bool {
+	var remote remoteError
+	return ceph.Is(err, syscall.ENOSPC, syscall.EDQUOT) && !errors.As(err, &remote)
 }
 
 // open opens both sides.
