@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -45,10 +46,11 @@ type Replay struct {
 }
 
 // Describe returns the description of an image that is being replayed: stock's
-// JSON, and a few things more.
+// JSON, in stock's order, and after that a few things more.
 func (h *History) Describe(r Replay, now time.Time) string {
-	fields := map[string]string{}
+	fields, more := map[string]string{}, map[string]string{}
 	put := func(k string, v any) { fields[k] = fmt.Sprint(v) }
+	add := func(k string, v any) { more[k] = fmt.Sprint(v) }
 	var bytes, seconds float64
 	for _, s := range h.last {
 		bytes += s.bytes
@@ -71,7 +73,7 @@ func (h *History) Describe(r Replay, now time.Time) string {
 	put("last_snapshot_bytes", h.lastBytes)
 	put("last_snapshot_sync_seconds", uint64(h.lastSeconds))
 	if h.count > 0 {
-		put("last_sync_timestamp", h.lastEnd.Unix())
+		add("last_sync_timestamp", h.lastEnd.Unix())
 	}
 	if !r.Remote.IsZero() {
 		put("remote_snapshot_timestamp", r.Remote.Unix())
@@ -88,28 +90,24 @@ func (h *History) Describe(r Replay, now time.Time) string {
 		}
 		put("syncing_percent", percent)
 		put("syncing_snapshot_timestamp", r.Syncing.Unix())
-		put("syncing_bytes", r.Bytes)
-		put("syncing_objects", r.Done)
-		put("syncing_objects_total", r.Total)
+		add("syncing_bytes", r.Bytes)
+		add("syncing_objects", r.Done)
+		add("syncing_objects_total", r.Total)
 		if r.Done > 0 && r.Total >= r.Done && elapsed > 0 {
 			put("seconds_until_synced", uint64(math.Ceil(elapsed/float64(r.Done)*float64(r.Total-r.Done))))
 		}
 	}
 	if r.Left > 0 {
-		put("snapshots_behind", r.Left)
+		add("snapshots_behind", r.Left)
 	}
-	keys := make([]string, 0, len(fields))
-	for k := range fields {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
 	var b strings.Builder
 	b.WriteString("replaying, {")
-	for i, k := range keys {
-		if i > 0 {
-			b.WriteByte(',')
+	sep := ""
+	for _, part := range []map[string]string{fields, more} {
+		for _, k := range slices.Sorted(maps.Keys(part)) {
+			b.WriteString(sep + strconv.Quote(k) + ":" + part[k])
+			sep = ","
 		}
-		b.WriteString(strconv.Quote(k) + ":" + fields[k])
 	}
 	b.WriteByte('}')
 	return b.String()
