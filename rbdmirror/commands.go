@@ -70,7 +70,10 @@ func deletionCommand(scope string) plugins.CommandSpec {
 }
 
 // Call implements plugins.Plugin. No command waits for a cluster.
-func (e *Engine) Call(_ context.Context, c plugins.Command) plugins.Result {
+func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
+	if strings.HasPrefix(c.Prefix, plugins.SchedulePrefix) {
+		return e.schedules.Call(ctx, c)
+	}
 	out, err := e.call(c)
 	if err != nil {
 		return plugins.ErrorResult(err)

@@ -27,6 +27,7 @@ import (
 	"cephmirror/plugins"
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/journal"
+	"cephmirror/rbdmirror/schedule"
 )
 
 // Engine is the rbd plugin.
@@ -35,12 +36,13 @@ type Engine struct {
 	lease *plugins.Lease
 	feed  plugins.Feed
 
-	cfg      plugins.Config
-	info     plugins.Info
-	settings settings
-	options  *client.Options
-	memory   *imagesync.Budget
-	journals *journal.Memory
+	cfg       plugins.Config
+	info      plugins.Info
+	settings  settings
+	options   *client.Options
+	memory    *imagesync.Budget
+	schedules *schedule.Manager
+	journals  *journal.Memory
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -68,7 +70,7 @@ type shared struct {
 // New returns an engine that writes only while lease is valid.
 func New(log zerolog.Logger, lease *plugins.Lease) *Engine {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Engine{
+	e := &Engine{
 		log: log, lease: lease,
 		ctx: ctx, cancel: cancel,
 		done:   make(chan struct{}),
@@ -77,6 +79,11 @@ func New(log zerolog.Logger, lease *plugins.Lease) *Engine {
 		rescan: make(chan struct{}, 1),
 		pools:  make(map[int64]*pool),
 	}
+	e.schedules = schedule.New(schedule.Config{
+		Log: log, Lease: lease, Connection: e.connection, Instance: e.currentInstance,
+		Namespaces: listNamespaces, Go: e.left.Go,
+	})
+	return e
 }
 
 func (e *Engine) spec() client.Spec {
@@ -157,6 +164,12 @@ func (e *Engine) connection() (conn *rados.Conn, release func()) {
 	return m.conn, m.users.Done
 }
 
+func (e *Engine) currentInstance() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.instance
+}
+
 // poolsInterval is how often new pools are looked for; the monitors are asked.
 const poolsInterval = time.Second
 
@@ -166,6 +179,7 @@ func (e *Engine) run() {
 	defer wg.Wait()
 	defer e.stopPools(func(*pool) bool { return true })
 	wg.Go(e.reportStatus)
+	wg.Go(func() { e.schedules.FollowGlobal(e.ctx) })
 	failing := ""
 	for {
 		err := e.followPools()

@@ -67,6 +67,9 @@ func newPool(e *Engine, id int64, name string) *pool {
 	}
 	go func() {
 		defer close(p.done)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { e.schedules.Follow(p.ctx, p.id, p.name, p.isEnabled) })
 		p.run()
 	}()
 	return p
@@ -299,6 +302,12 @@ func (p *pool) clearNote(topic string) {
 	if p.notes.clear(topic) {
 		p.eng.statusChanged()
 	}
+}
+
+func (p *pool) isEnabled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.enabled
 }
 
 func (p *pool) setEnabled(on bool) {
