@@ -29,7 +29,8 @@ type plan struct {
 	block   int64 // size of the file of which 4 KiB change
 	large   int64 // size of the new file
 
-	rbd rbdPlan
+	rbd     rbdPlan
+	journal journalPlan
 }
 
 func fullPlan() plan {
@@ -46,6 +47,7 @@ func fullPlan() plan {
 		block:    512 << 20,
 		large:    2 << 30,
 		rbd:      fullRBDPlan(),
+		journal:  fullJournalPlan(),
 	}
 }
 
@@ -58,7 +60,7 @@ func quickPlan() plan {
 	p.many.Dirs, p.many.Files = 4, 50
 	p.idle.Dirs, p.idleFor, p.notices = 50, 5*time.Second, 3
 	p.block, p.large = 64<<20, 128<<20
-	p.rbd = quickRBDPlan()
+	p.rbd, p.journal = quickRBDPlan(), quickJournalPlan()
 	return p
 }
 
@@ -98,6 +100,10 @@ func cases() []benchCase {
 		{"rbd-first", "first synchronisation of a large RBD image", rbdFirstCase},
 		{"rbd-small", "small writes at random to an RBD image", rbdSmallCase},
 		{"rbd-many", "many RBD images of which some change", rbdManyCase},
+		{"journal-backlog", "small writes at random that wait in the journal of an RBD image", journalBacklogCase},
+		{"journal-live", "small writes at random to an RBD image whose journal is followed", journalLiveCase},
+		{"journal-large", "large writes that wait in the journal of an RBD image", journalLargeCase},
+		{"journal-many", "many RBD images with journals, written to at once", journalManyCase},
 	}
 }
 

@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string) (err error) {
 	f.Usage = func() {
 		fmt.Fprintln(f.Output(), "Cases:")
 		for _, c := range cases() {
-			fmt.Fprintf(f.Output(), "  %-9s  %s\n", c.name, c.about)
+			fmt.Fprintf(f.Output(), "  %-15s  %s\n", c.name, c.about)
 		}
 		fmt.Fprintln(f.Output(), "Options:")
 		f.PrintDefaults()

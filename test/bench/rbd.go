@@ -118,13 +118,14 @@ type rbdDaemon struct {
 	d *daemon
 }
 
-// withDaemon runs a daemon and calls use.
-func (r *rbdLab) withDaemon(ctx context.Context, who string, use func(*rbdDaemon) error) (err error) {
+// withDaemon runs a daemon, with arguments of its own, and calls use.
+func (r *rbdLab) withDaemon(ctx context.Context, who string, use func(*rbdDaemon) error, further ...string) (err error) {
 	d := &daemon{lab: r.lab, who: who, socket: filepath.Join(r.lab.b.RunDir(), "b-client."+rbdUser+".asok")}
 	args := []string{"rbd-mirror", "--cluster", "b", "--id", rbdUser, "-f"}
 	if who == ours {
 		args = slices.Concat(r.ours[:1], args, r.ours[1:])
 	}
+	args = append(args, further...)
 	if d.proc, err = r.bed.StartProcess(bed.ProcessSpec{Name: who, Args: args}); err != nil {
 		return err
 	}

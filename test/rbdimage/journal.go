@@ -51,6 +51,8 @@ type Journal struct {
 	Peers  []JournalClient
 	// Minimum and Active are the oldest and the newest set of objects.
 	Minimum, Active uint64
+	// Epoch is the number of the newest epoch: each who writes begins one.
+	Epoch uint64
 }
 
 // Journal reads the header of an image's journal. It opens no image.
@@ -64,6 +66,12 @@ func (p Pool) Journal(image string) (j Journal, err error) {
 		return err
 	})
 	return j, err
+}
+
+// NewestEpoch returns the number of the newest epoch of an image's journal.
+func (p Pool) NewestEpoch(image string) (uint64, error) {
+	j, err := p.Journal(image)
+	return j.Epoch, err
 }
 
 func (p Pool) id(ctx *rados.IOContext, image string) (string, error) {
@@ -102,6 +110,8 @@ func readJournal(ctx *rados.IOContext, header string) (j Journal, err error) {
 			j.Minimum = d.u64()
 		case key == "active_set":
 			j.Active = d.u64()
+		case key == "next_tag_tid":
+			j.Epoch = d.u64() - 1
 		case strings.HasPrefix(key, "client_"):
 			c, err := decodeClient(values[key])
 			if err != nil {

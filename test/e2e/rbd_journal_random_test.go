@@ -1,0 +1,487 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rbd"
+
+	"cephmirror/test/rbdimage"
+)
+
+// writerEnv makes the test program a writer of one image. librbd aborts now and
+// then when it rolls back an image whose object map is invalid, which is not to
+// end the tests.
+const writerEnv = "CEPHMIRROR_TEST_WRITER"
+
+// writerSpec says what a writer does.
+type writerSpec struct {
+	Cluster, Conf, Pool, Image string
+
+	Seed  uint64
+	Steps int
+	// Plain leaves out what depends on what is there, which the stock daemon does
+	// wrong after it broke off.
+	Plain bool
+}
+
+// complaint is the end of a writer.
+type complaint struct{}
+
+func (complaint) Helper() {}
+func (complaint) Fatalf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+	os.Exit(1)
+}
+
+// writerMain is the main function of a writer. It tells what it does.
+func writerMain(text string) int {
+	var s writerSpec
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	c, err := rbdimage.Open(s.Cluster, s.Conf)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer c.Close()
+	w := mixer{
+		m: rbdimage.On(complaint{}, c.Pool(s.Pool), s.Image), plain: s.Plain,
+		r: rand.New(rand.NewPCG(s.Seed, 5)),
+	}
+	for range s.Steps {
+		w.step()
+	}
+	return 0
+}
+
+// mixer changes an image at random. What it has to know it asks the image.
+type mixer struct {
+	m     rbdimage.Maker
+	r     *rand.Rand
+	plain bool
+}
+
+func (w *mixer) note(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+
+func (w *mixer) size() (n uint64) {
+	w.m.Look(func(img *rbd.Image) (err error) {
+		n, err = img.GetSize()
+		return err
+	})
+	return n
+}
+
+// snaps are the user snapshots.
+func (w *mixer) snaps() (names []string) {
+	list, err := w.m.Pool().Peek(w.m.Name())
+	if err != nil {
+		complaint{}.Fatalf("%v", err)
+	}
+	for _, s := range list {
+		if s.Kind == rbdimage.User && !strings.HasPrefix(s.Name, ".rbd-mirror.") {
+			names = append(names, s.Name)
+		}
+	}
+	return names
+}
+
+func (w *mixer) protected(snap string) (is bool) {
+	w.m.Look(func(img *rbd.Image) (err error) {
+		is, err = img.GetSnapshot(snap).IsProtected()
+		return err
+	})
+	return is
+}
+
+// clones are those that the writer has made.
+func (w *mixer) clones() (names []string) {
+	all, err := w.m.Pool().Images()
+	if err != nil {
+		complaint{}.Fatalf("%v", err)
+	}
+	for _, name := range all {
+		if strings.HasPrefix(name, w.m.Name()+" child") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (w *mixer) place(size uint64) (at, length uint64) {
+	at = w.r.Uint64N(size)
+	if w.r.IntN(3) > 0 {
+		at &^= []uint64{511, 4095, 65535, mib - 1}[w.r.IntN(4)]
+	}
+	lengths := []uint64{1, 512, 4096, 30000, 65536, 300000, mib, 4 * mib}
+	return at, min(lengths[w.r.IntN(len(lengths))], size-at)
+}
+
+// pick draws one of the names, none if there is none.
+func (w *mixer) pick(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return names[w.r.IntN(len(names))]
+}
+
+// fresh is a snapshot's name that is not in use. Names come again.
+func (w *mixer) fresh(names []string) string {
+	for {
+		name := fmt.Sprint("snap", w.r.IntN(9))
+		if !slices.Contains(names, name) {
+			return name
+		}
+	}
+}
+
+func (w *mixer) step() {
+	names := w.snaps()
+	snap := w.pick(names)
+	switch n := w.r.IntN(100); {
+	case n < 45:
+		w.session()
+	case n < 52:
+		at, length := w.place(w.size())
+		w.note("zero %d+%d", at, length)
+		w.m.Zero(at, length)
+	case n < 60:
+		size := max(mib, uint64(w.r.IntN(24*mib))&^[]uint64{511, mib - 1}[w.r.IntN(2)])
+		w.note("resize %d", size)
+		w.m.Resize(size)
+	case n < 70 && len(names) < 6:
+		name := w.fresh(names)
+		w.note("snapshot %s", name)
+		w.m.Snap(name)
+	case n < 76 && snap != "" && !w.protected(snap):
+		w.note("remove snapshot %s", snap)
+		w.m.RemoveSnap(snap)
+	case n < 80 && snap != "":
+		name := w.fresh(names)
+		w.note("rename snapshot %s to %s", snap, name)
+		w.m.RenameSnap(snap, name)
+	case n < 84 && snap != "":
+		w.note("roll back to %s", snap)
+		w.m.Rollback(snap)
+	case n < 88 && snap != "":
+		if w.protected(snap) {
+			w.note("unprotect %s", snap)
+			w.m.Unprotect(snap)
+		} else {
+			w.note("protect %s", snap)
+			w.m.Protect(snap)
+		}
+	case n < 91:
+		clones := w.clones()
+		if name := w.pick(clones); name != "" && (len(clones) > 1 || snap == "") {
+			w.note("remove %s", name)
+			w.m.Pool()
+			rbdimage.On(complaint{}, w.m.Pool(), name).Remove()
+		} else if snap != "" {
+			name := fmt.Sprintf("%s child %d", w.m.Name(), w.r.IntN(1000))
+			w.note("clone %s as %s", snap, name)
+			w.m.Clone(snap, w.m.Pool(), name, rbdimage.Options{CloneVersion: 2, Features: rbdimage.Plain})
+		}
+	case n < 94:
+		key := fmt.Sprint("key", w.r.IntN(4))
+		w.note("metadata %s", key)
+		w.m.SetMeta(key, fmt.Sprint(w.r.IntN(1000)))
+	case n < 95 && w.r.IntN(4) == 0:
+		if l, err := w.m.Pool().Layout(w.m.Name()); err == nil && l.Parent != "" {
+			w.note("flatten")
+			w.m.Flatten()
+		}
+	case n < 97:
+		l, err := w.m.Pool().Layout(w.m.Name())
+		if err != nil {
+			complaint{}.Fatalf("%v", err)
+		}
+		switch {
+		case l.Features&rbdimage.FastDiff != 0 && w.r.IntN(3) == 0:
+			w.note("no fast-diff")
+			w.m.Disable(rbdimage.FastDiff)
+		case l.Features&rbdimage.ObjectMap != 0 && l.Features&rbdimage.FastDiff == 0:
+			w.note("fast-diff")
+			w.m.Enable(rbdimage.FastDiff)
+		}
+	case !w.plain:
+		w.note("compare and write")
+		for range 10 {
+			at := uint64(w.r.IntN(3) * 512)
+			sector := func() []byte {
+				return append(bytes.Repeat([]byte{byte(w.r.IntN(2))}, 256), bytes.Repeat([]byte{byte(w.r.IntN(2))}, 256)...)
+			}
+			if w.r.IntN(3) == 0 {
+				w.m.Write(at, sector()[128:384])
+			} else {
+				w.m.CompareAndWrite(at, sector(), sector())
+			}
+		}
+	}
+}
+
+// session opens the image once for several writes, discards and flushes.
+func (w *mixer) session() {
+	size := w.size()
+	w.m.Edit(func(img *rbd.Image) error {
+		for range 1 + w.r.IntN(30) {
+			at, length := w.place(size)
+			switch n := w.r.IntN(20); {
+			case n < 4:
+				w.note("discard %d+%d", at, length)
+				if _, err := img.Discard(at, length); err != nil {
+					return err
+				}
+			case n < 6:
+				w.note("flush")
+				if err := img.Flush(); err != nil {
+					return err
+				}
+			case n < 7 && length >= 512:
+				length &^= 511
+				w.note("write-same %d+%d", at, length)
+				if _, err := img.WriteSame(at, length, rbdimage.Data(w.r.Uint64(), 512), 0); err != nil {
+					return err
+				}
+			default:
+				length = min(length, 300000)
+				data := rbdimage.Data(w.r.Uint64(), int(length))
+				if w.r.IntN(8) == 0 {
+					clear(data)
+				}
+				w.note("write %d+%d", at, length)
+				if _, err := img.WriteAt(data, int64(at)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// writers change images by processes of their own.
+type writers struct {
+	p     *rbdPool
+	plain bool
+
+	mu     sync.Mutex
+	notes  map[string][]string // what was done, by image
+	aborts int
+}
+
+// write makes some steps with an image of a or b. A writer that librbd aborts is
+// no failure of what is tested: the next one finds what it left.
+func (ws *writers) write(ctx context.Context, m rbdimage.Maker, seed uint64, steps int) error {
+	c := ws.p.e.cluster(m.Pool())
+	spec, err := json.Marshal(writerSpec{
+		Cluster: c.Name(), Conf: c.Conf(), Pool: m.Pool().Name, Image: m.Name(), Seed: seed, Steps: steps, Plain: ws.plain,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), writerEnv+"="+string(spec))
+	var out, text bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &text
+	err = cmd.Run()
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.notes == nil {
+		ws.notes = make(map[string][]string)
+	}
+	notes := append(ws.notes[m.Name()], strings.Split(strings.TrimSpace(out.String()), "\n")...)
+	ws.notes[m.Name()] = notes
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && ctx.Err() == nil {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() || strings.Contains(text.String(), "SIGABRT") || strings.Contains(text.String(), "Aborted") {
+			ws.aborts++
+			ws.notes[m.Name()] = append(notes, "aborted by librbd")
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("writing to %s: %w: %s", m.Spec(), err, tailOf(text.String(), 2000))
+	}
+	return nil
+}
+
+func tailOf(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// explain logs what was done to an image, if the test has failed.
+func (ws *writers) explain(t *testing.T, m rbdimage.Maker) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if t.Failed() {
+		t.Logf("what was done to %s:\n%s", m.Name(), strings.Join(ws.notes[m.Name()], "\n"))
+	}
+	if ws.aborts > 0 {
+		t.Logf("librbd aborted %d writers so far", ws.aborts)
+	}
+}
+
+// shortWatches make the clusters see soon that a client has died.
+func (e *env) shortWatches(t *testing.T) {
+	t.Helper()
+	for _, c := range e.sites() {
+		mon(t, c, map[string]any{"prefix": "config set", "who": "osd", "name": "osd_client_watch_timeout", "value": "5"})
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			if _, err := c.MonCommand(ctx, map[string]any{"prefix": "config rm", "who": "osd", "name": "osd_client_watch_timeout"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// mixedImages are images of different kinds for writers.
+func (p *rbdPool) mixedImages(t *testing.T, all bool) (list []rbdimage.Maker) {
+	t.Helper()
+	parent := p.withJournal(t, "parent", rbdimage.Options{Size: 14 * mib, Order: 20})
+	parent.Fill(1, 0, 12*mib)
+	parent.Snap("base")
+	parent.Protect("base")
+	p.follow(t, parent)
+	list = append(list,
+		p.withJournal(t, "mapped", rbdimage.Options{Order: 20}),
+		parent.Clone("base", p.a, "clone 2", rbdimage.Options{CloneVersion: 2, Features: rbdimage.Journaling}))
+	if all {
+		list = append(list,
+			p.withJournal(t, "plain", rbdimage.Options{Features: rbdimage.Plain | rbd.FeatureJournaling}),
+			p.withJournal(t, "striped", rbdimage.Options{Order: 18, StripeUnit: 16 << 10, StripeCount: 3}),
+			parent.Clone("base", p.a, "clone 1", rbdimage.Options{CloneVersion: 1, Features: rbdimage.Journaling}),
+			parent.Clone("base", p.a, "plain clone", rbdimage.Options{CloneVersion: 2, Features: rbdimage.Plain | rbd.FeatureJournaling}))
+	}
+	for _, m := range list {
+		p.follow(t, m)
+	}
+	p.caughtUp(t, parent)
+	return list
+}
+
+// TestRBDJournalRandom changes images at random while their journals are
+// followed.
+func TestRBDJournalRandom(t *testing.T) {
+	e := need(t)
+	e.shortWatches(t)
+	p, _ := e.journalPool(t, poolOptions{})
+	rounds := 3
+	if *long {
+		rounds = 30
+	}
+	seed := randomSeed(t)
+	t.Logf("CEPHMIRROR_TEST_SEED=%d", seed)
+	ws := &writers{p: p, plain: tested() == stock}
+	images := p.mixedImages(t, *long)
+	t.Run("group", func(t *testing.T) {
+		for i, m := range images {
+			t.Run(m.Name(), func(t *testing.T) {
+				t.Parallel()
+				m := m.For(t)
+				r := rand.New(rand.NewPCG(seed, uint64(i)))
+				defer ws.explain(t, m)
+				for range rounds {
+					if err := ws.write(t.Context(), m, r.Uint64(), 15); err != nil {
+						t.Fatal(err)
+					}
+					p.sameJournal(t, m)
+					if t.Failed() {
+						return
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestRBDJournalKilled kills the plugin at random moments while images are
+// changed: in the end they are equal, and there is no snapshot too many.
+func TestRBDJournalKilled(t *testing.T) {
+	e := need(t)
+	notStock(t, "it repeats operations, and snapshots are left over")
+	kills := 4
+	if *long {
+		kills = 50
+	}
+	e.shortWatches(t)
+	for _, c := range []struct {
+		name string
+		opts []string
+	}{{"merged", nil}, {"strict", []string{"--cephmirror-rbd-journal-strict=true"}}} {
+		t.Run(c.name, func(t *testing.T) {
+			if len(c.opts) > 0 {
+				needLong(t)
+			}
+			p, d := e.journalPool(t, poolOptions{}, append(c.opts,
+				"--cephmirror-restart-delay=100ms", "--cephmirror-restart-delay-max=200ms")...)
+			seed := randomSeed(t)
+			t.Logf("CEPHMIRROR_TEST_SEED=%d", seed)
+			ws := &writers{p: p}
+			images := p.mixedImages(t, *long)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var wg sync.WaitGroup
+			errs := make([]error, len(images))
+			for i, m := range images {
+				r := rand.New(rand.NewPCG(seed, uint64(i)))
+				wg.Go(func() {
+					for ctx.Err() == nil && errs[i] == nil {
+						// To its end, or the image would be left in the middle of
+						// something, and locked.
+						errs[i] = ws.write(context.Background(), m, r.Uint64(), 6)
+					}
+				})
+			}
+			r := rand.New(rand.NewPCG(seed, 1000))
+			for i := range kills {
+				within(t, 90*time.Second, "an image to be taken up", func() (err error) {
+					for _, m := range images {
+						if _, err = d.call("rbd mirror status " + m.Spec()); err == nil {
+							return nil
+						}
+					}
+					return err
+				})
+				pid := d.plugin(t)
+				time.Sleep(500*time.Millisecond + time.Duration(r.Int64N(int64(4500*time.Millisecond))))
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+					t.Fatalf("kill %d: %v", i, err)
+				}
+				within(t, 20*time.Second, "another plugin", func() error {
+					if d.plugin(t) == pid {
+						return fmt.Errorf("it is still %d", pid)
+					}
+					return nil
+				})
+			}
+			cancel()
+			wg.Wait()
+			for i, m := range images {
+				defer ws.explain(t, m)
+				if errs[i] != nil {
+					t.Fatal(errs[i])
+				}
+			}
+			for _, m := range images {
+				p.caughtUpWithin(t, 3*time.Minute, m)
+				p.same(t, m)
+			}
+		})
+	}
+}
