@@ -10,6 +10,11 @@
 //
 // InstanceLeft must only be told of an instance that can do no more harm:
 // stopped, or fenced. An instance that joins again holds nothing.
+//
+// Where a unit goes is decided, in this order, by its pin, by which instances
+// are being drained, and by Params.Policy. A pin or a drain that cannot be
+// obeyed, because the instance is not there or because nobody else is, leaves no
+// unit without an owner.
 package dirmap
 
 import (
@@ -29,7 +34,22 @@ type Params struct {
 	// RetryMin and RetryMax bound the wait before a failed action is repeated;
 	// it doubles with each failure. Defaults 1 s and 30 s.
 	RetryMin, RetryMax time.Duration
+	// Policy says what is to be shared evenly. Default LeastUnits.
+	Policy Policy
 }
+
+// Policy says by what the instances' loads are compared.
+type Policy int
+
+const (
+	// LeastUnits counts units, as the stock control planes do. At rest the
+	// counts differ by one at most.
+	LeastUnits Policy = iota
+	// LoadAware adds up what the units cost, see UnitLoad. At rest the sums
+	// differ by no more than a fifth of their mean, or by what moving one more
+	// unit cannot mend.
+	LoadAware
+)
 
 func (p Params) withDefaults() Params {
 	p.ShuffleInterval = cmp.Or(p.ShuffleInterval, 300*time.Second)
@@ -103,6 +123,28 @@ type InstanceJoined struct{ Instance string }
 // InstanceLeft says that an instance is dead or stopped.
 type InstanceLeft struct{ Instance string }
 
+// UnitPinned says that a unit belongs to an instance as long as that lives and
+// is not being drained; with an empty Instance, that it belongs nowhere any more.
+// It may come before the unit or the instance is known.
+type UnitPinned struct{ Unit, Instance string }
+
+// InstanceDraining says whether an instance is to get rid of its units, and get
+// no more. It may come before the instance is known, and holds until it leaves.
+type InstanceDraining struct {
+	Instance string
+	Draining bool
+}
+
+// UnitLoad is how much work a unit was lately: bytes a second, and how far it
+// lags behind. The policy LoadAware lets a unit cost one, and as much again as
+// its share of all bytes times four; it costs up to twice that when it lags by
+// five minutes.
+type UnitLoad struct {
+	Unit  string
+	Bytes float64
+	Lag   time.Duration
+}
+
 // ActionDone is the result of an action. Results that nobody waits for (late,
 // repeated, of unknown units) are ignored.
 type ActionDone struct {
@@ -121,6 +163,10 @@ func (InstanceJoined) event() {}
 func (InstanceLeft) event()   {}
 func (ActionDone) event()     {}
 func (Tick) event()           {}
+
+func (UnitPinned) event()       {}
+func (InstanceDraining) event() {}
+func (UnitLoad) event()         {}
 
 // State is where a unit stands.
 type State int
@@ -157,13 +203,16 @@ type Status struct {
 	Mapping  Mapping
 	State    State
 	Stalled  bool
-	Failures int // of the present action, in a row
+	Failures int    // of the present action, in a row
+	Pinned   string // to this instance
 }
 
 // Load is an instance and the number of units it owns or is to own.
 type Load struct {
 	Instance string
 	Units    int
+	Cost     float64 // of those units, by the policy LoadAware
+	Draining bool
 }
 
 type instance struct {
@@ -171,6 +220,8 @@ type instance struct {
 	units map[*unit]struct{}
 	// leaving counts those of units that are being moved away or removed.
 	leaving int
+	// cost is that of the others.
+	cost float64
 }
 
 // staying is the load that counts when units are handed out.
@@ -187,6 +238,7 @@ type unit struct {
 	stored bool
 	// readd: added again while it was being removed.
 	readd bool
+	cost  float64
 
 	doing    ActionKind // under way, or to be repeated at due
 	seq      uint64     // of the action under way; 0 when none is
@@ -206,6 +258,13 @@ type Map struct {
 	floating int // units in state Shuffling
 	timers   timers
 
+	// What is told of units and instances that may not be known yet.
+	pins     map[string]string // unit to instance
+	draining map[string]bool
+	loads    map[string]UnitLoad
+	// reweigh: loads have changed since the units' costs were worked out.
+	reweigh bool
+
 	// unbalanced: loads changed since the last look at the balance.
 	unbalanced bool
 	// balanceAt: when moves that the throttle put off may be made; zero: none.
@@ -216,7 +275,9 @@ type Map struct {
 
 // New returns an empty Map. Its first event is Loaded.
 func New(p Params) *Map {
-	m := &Map{p: p.withDefaults()}
+	m := &Map{
+		p: p.withDefaults(), pins: make(map[string]string), draining: make(map[string]bool), loads: make(map[string]UnitLoad),
+	}
 	m.reset()
 	return m
 }
@@ -230,6 +291,7 @@ func (m *Map) reset() {
 	m.timers = nil
 	m.unbalanced = false
 	m.balanceAt = time.Time{}
+	m.reweigh = len(m.loads) > 0
 }
 
 // Handle takes in what happened at time now and returns what to do about it.
@@ -246,6 +308,12 @@ func (m *Map) Handle(ev Event, now time.Time) []Action {
 		m.join(ev.Instance, now)
 	case InstanceLeft:
 		m.leave(ev.Instance, now)
+	case UnitPinned:
+		m.pin(ev)
+	case InstanceDraining:
+		m.drain(ev)
+	case UnitLoad:
+		m.noteLoad(ev)
 	case ActionDone:
 		m.done(ev, now)
 	case Tick:
@@ -263,7 +331,7 @@ func (m *Map) Unit(name string) (Status, bool) {
 		return Status{}, false
 	}
 	_, stalled := m.stalled[u]
-	return Status{Mapping: u.m, State: u.state, Stalled: stalled, Failures: u.failures}, true
+	return Status{Mapping: u.m, State: u.state, Stalled: stalled, Failures: u.failures, Pinned: m.pins[name]}, true
 }
 
 // Units returns the names of all units, sorted.
@@ -280,7 +348,7 @@ func (m *Map) Units() []string {
 func (m *Map) Loads() []Load {
 	loads := make([]Load, len(m.live))
 	for i, in := range m.live {
-		loads[i] = Load{Instance: in.id, Units: in.staying()}
+		loads[i] = Load{Instance: in.id, Units: in.staying(), Cost: in.cost, Draining: m.draining[in.id]}
 	}
 	return loads
 }
@@ -313,7 +381,7 @@ func (m *Map) load(ev Loaded, now time.Time) {
 		if m.units[mp.Unit] != nil {
 			continue
 		}
-		u := &unit{m: mp, stored: true, state: Associating}
+		u := &unit{m: mp, stored: true, state: Associating, cost: 1}
 		m.units[mp.Unit] = u
 		if in := m.byID[mp.Instance]; in != nil && mp.Instance != "" {
 			// Whether it still has the unit cannot be known.
@@ -327,6 +395,7 @@ func (m *Map) load(ev Loaded, now time.Time) {
 		}
 		loaded = append(loaded, u)
 	}
+	m.weigh()
 	// Those with a living owner have been counted; now hand out the others.
 	for _, u := range loaded {
 		m.step(u, now)
@@ -340,7 +409,7 @@ func (m *Map) addUnit(name string, now time.Time) {
 		}
 		return
 	}
-	u := &unit{m: Mapping{Unit: name}, state: Associating}
+	u := &unit{m: Mapping{Unit: name}, state: Associating, cost: 1}
 	m.units[name] = u
 	m.unbalanced = true
 	m.step(u, now)
@@ -381,6 +450,7 @@ func (m *Map) leave(id string, now time.Time) {
 	}
 	delete(m.byID, id)
 	m.live = slices.DeleteFunc(m.live, func(i *instance) bool { return i == in })
+	delete(m.draining, id)
 	units := sorted(in.units)
 	for _, u := range units {
 		m.disown(u)
@@ -493,7 +563,7 @@ func (m *Map) step(u *unit, now time.Time) {
 		fallthrough
 	case Associating:
 		if u.owner == nil {
-			in := m.least()
+			in := m.place(u)
 			if in == nil {
 				m.stalled[u] = struct{}{}
 				return
@@ -537,6 +607,7 @@ func (m *Map) wait(u *unit, until time.Time) {
 func (m *Map) drop(u *unit, now time.Time) {
 	m.disown(u)
 	delete(m.units, u.m.Unit)
+	delete(m.loads, u.m.Unit)
 	m.unbalanced = true
 	if u.readd {
 		m.addUnit(u.m.Unit, now)
@@ -550,12 +621,14 @@ func (m *Map) setState(u *unit, s State) {
 	}
 	if u.owner != nil && u.state.leaves() {
 		u.owner.leaving--
+		u.owner.cost += u.cost
 	}
 	if s == Shuffling {
 		m.floating++
 	}
 	if u.owner != nil && s.leaves() {
 		u.owner.leaving++
+		u.owner.cost -= u.cost
 	}
 	if s == Disassociating {
 		delete(m.stalled, u)
@@ -570,6 +643,7 @@ func (s State) leaves() bool { return s == Shuffling || s == Disassociating }
 func (m *Map) own(u *unit, in *instance) {
 	u.owner = in
 	in.units[u] = struct{}{}
+	in.cost += u.cost
 }
 
 func (m *Map) disown(u *unit) {
@@ -579,6 +653,8 @@ func (m *Map) disown(u *unit) {
 	delete(u.owner.units, u)
 	if u.state.leaves() {
 		u.owner.leaving--
+	} else {
+		u.owner.cost -= u.cost
 	}
 	u.owner = nil
 }
@@ -588,69 +664,6 @@ func (m *Map) addInstance(id string) {
 	m.byID[id] = in
 	m.live = append(m.live, in)
 	m.unbalanced = true
-}
-
-// least returns the instance with the fewest units, the first of several.
-func (m *Map) least() *instance {
-	var best *instance
-	for _, in := range m.live {
-		if best == nil || in.staying() < best.staying() {
-			best = in
-		}
-	}
-	return best
-}
-
-// balance moves as many units as it takes to make the loads differ by one at
-// most, and no more. What cannot be moved yet is left for a later tick.
-func (m *Map) balance(now time.Time) {
-	m.unbalanced, m.balanceAt = false, time.Time{}
-	if len(m.live) < 2 {
-		return
-	}
-	total := m.floating
-	for _, in := range m.live {
-		total += in.staying()
-	}
-	share, rest := total/len(m.live), total%len(m.live)
-	// Whoever has most keeps the odd ones: that moves the fewest.
-	byLoad := slices.Clone(m.live)
-	slices.SortStableFunc(byLoad, func(a, b *instance) int { return cmp.Compare(b.staying(), a.staying()) })
-	for i, in := range byLoad {
-		quota := share
-		if i < rest {
-			quota++
-		}
-		if excess := in.staying() - quota; excess > 0 {
-			m.shed(in, excess, now)
-		}
-	}
-}
-
-// shed begins to move n units off an instance, the longest settled ones first.
-func (m *Map) shed(in *instance, n int, now time.Time) {
-	var ready []*unit
-	for u := range in.units {
-		switch {
-		case u.state.leaves():
-		case u.state != Associated:
-			m.unbalanced = true // look again when it is
-		case now.Before(u.m.LastShuffled.Add(m.p.ShuffleInterval)):
-			at := u.m.LastShuffled.Add(m.p.ShuffleInterval)
-			if m.balanceAt.IsZero() || at.Before(m.balanceAt) {
-				m.balanceAt = at
-			}
-		default:
-			ready = append(ready, u)
-		}
-	}
-	slices.SortFunc(ready, func(a, b *unit) int {
-		return cmp.Or(a.m.LastShuffled.Compare(b.m.LastShuffled), cmp.Compare(a.m.Unit, b.m.Unit))
-	})
-	for _, u := range ready[:min(n, len(ready))] {
-		m.setState(u, Shuffling)
-		m.step(u, now)
-	}
 }
 
 func sorted(set map[*unit]struct{}) []*unit {

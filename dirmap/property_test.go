@@ -1,9 +1,11 @@
 package dirmap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -26,11 +28,17 @@ type world struct {
 	next   int
 	moves  int
 	t      *rapid.T
+
+	policy   Policy
+	pins     map[string]string
+	draining map[string]bool
+	orders   bool // an operator has pinned or drained something
 }
 
-func newWorld(t *rapid.T) *world {
+func newWorld(t *rapid.T, policy Policy) *world {
 	w := &world{
-		t: t, m: New(Params{}), now: t0,
+		t: t, m: New(Params{Policy: policy}), now: t0, policy: policy,
+		pins: map[string]string{}, draining: map[string]bool{},
 		stored: map[string]Mapping{}, wanted: map[string]bool{},
 		live: map[string]map[string]bool{}, told: map[string]bool{}, bornIn: map[string]time.Time{},
 	}
@@ -87,7 +95,7 @@ func (w *world) tell(ev Event) {
 				w.t.Fatalf("acquired before it is stored: %v", a)
 			}
 		case Release:
-			if st, _ := w.m.Unit(u); st.State == Shuffling && w.now.Sub(a.Mapping.LastShuffled) < 300*time.Second {
+			if st, _ := w.m.Unit(u); st.State == Shuffling && w.now.Sub(a.Mapping.LastShuffled) < 300*time.Second && !w.orders {
 				w.t.Fatalf("moved within the throttle: %v", a)
 			}
 		}
@@ -174,26 +182,99 @@ func (w *world) checkSettled() {
 			w.t.Fatalf("%s is not owned as stored: %v", u, mp)
 		}
 	}
-	least, most := -1, 0
 	for id, held := range w.live {
 		for u := range held {
 			if !w.wanted[u] {
 				w.t.Fatalf("%s still holds removed %s", id, u)
 			}
 		}
-		if least < 0 || len(held) < least {
-			least = len(held)
-		}
-		most = max(most, len(held))
 	}
-	if most-least > 1 {
-		w.t.Fatalf("loads differ by %d", most-least)
+	w.checkOrders()
+	switch {
+	case len(w.takers()) < 2:
+	case w.policy == LoadAware:
+		w.checkCosts()
+	default:
+		w.checkCounts()
+	}
+}
+
+// takers are the instances that may be given units.
+func (w *world) takers() []string {
+	out := slices.DeleteFunc(w.instances(), func(id string) bool { return w.draining[id] })
+	if len(out) == 0 {
+		return w.instances()
+	}
+	return out
+}
+
+func (w *world) home(u string) string {
+	if id := w.pins[u]; w.live[id] != nil && !w.draining[id] {
+		return id
+	}
+	return ""
+}
+
+// checkOrders: what is pinned is there, and who is drained has nothing.
+func (w *world) checkOrders() {
+	takers := w.takers()
+	for id, held := range w.live {
+		for u := range held {
+			home := w.home(u)
+			if home != "" && home != id {
+				w.t.Fatalf("%s is pinned to %s, and at %s", u, home, id)
+			}
+			if !slices.Contains(takers, id) {
+				w.t.Fatalf("%s is being drained and has %s", id, u)
+			}
+		}
+	}
+}
+
+// checkCounts: whoever has fewer than another could not be given one of its
+// units that is not pinned.
+func (w *world) checkCounts() {
+	for _, a := range w.takers() {
+		free := 0
+		for u := range w.live[a] {
+			if w.home(u) == "" {
+				free++
+			}
+		}
+		for _, b := range w.takers() {
+			if free > 0 && len(w.live[a]) > len(w.live[b])+1 {
+				w.t.Fatalf("%s has %d units, %d of them free, %s has %d", a, len(w.live[a]), free, b, len(w.live[b]))
+			}
+		}
+	}
+}
+
+// checkCosts: no unit is left that ought to be moved.
+func (w *world) checkCosts() {
+	var takers []*instance
+	sum := 0.0
+	for _, id := range w.takers() {
+		in := w.m.byID[id]
+		takers = append(takers, in)
+		sum += in.cost
+	}
+	cost := func(a, b *instance) int { return cmp.Compare(a.cost, b.cost) }
+	low, high := slices.MinFunc(takers, cost), slices.MaxFunc(takers, cost)
+	gap := high.cost - low.cost
+	if gap <= slack*sum/float64(len(takers))+1e-6 {
+		return
+	}
+	for u := range high.units {
+		if w.home(u.m.Unit) == "" && u.cost < gap*0.74 {
+			w.t.Fatalf("%s costs %v, %s %v, and %s, that costs %v, is not moved", high.id, high.cost, low.id, low.cost, u.m.Unit, u.cost)
+		}
 	}
 }
 
 func TestInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld(t)
+		w := newWorld(t, rapid.SampledFrom([]Policy{LeastUnits, LeastUnits, LoadAware}).Draw(t, "policy"))
+		ordered := rapid.Bool().Draw(t, "orders")
 		unit := rapid.Custom(func(t *rapid.T) string { return fmt.Sprintf("/%02d", rapid.IntRange(0, 11).Draw(t, "n")) })
 		stored := rapid.SliceOfDistinct(unit, rapid.ID[string]).Draw(t, "stored")
 		for range rapid.IntRange(0, 3).Draw(t, "instances") {
@@ -239,7 +320,36 @@ func TestInvariants(t *testing.T) {
 				}
 				id := rapid.SampledFrom(w.instances()).Draw(t, "instance")
 				delete(w.live, id)
+				delete(w.draining, id)
 				w.tell(InstanceLeft{id})
+			},
+			"pin": func(t *rapid.T) {
+				if !ordered {
+					t.Skip("no orders")
+				}
+				u, id := unit.Draw(t, "unit"), rapid.SampledFrom(append([]string{"", "1", "2", "3"}, w.instances()...)).Draw(t, "instance")
+				w.orders = true
+				if w.pins[u] = id; id == "" {
+					delete(w.pins, u)
+				}
+				w.tell(UnitPinned{u, id})
+			},
+			"drain": func(t *rapid.T) {
+				if !ordered || len(w.live) == 0 {
+					t.Skip("no orders")
+				}
+				id, on := rapid.SampledFrom(w.instances()).Draw(t, "instance"), rapid.Bool().Draw(t, "draining")
+				w.orders = true
+				if w.draining[id] = on; !on {
+					delete(w.draining, id)
+				}
+				w.tell(InstanceDraining{id, on})
+			},
+			"load": func(t *rapid.T) {
+				w.tell(UnitLoad{
+					Unit: unit.Draw(t, "unit"), Bytes: rapid.SampledFrom([]float64{0, 1, 100, 1e9}).Draw(t, "bytes"),
+					Lag: time.Duration(rapid.IntRange(0, 400).Draw(t, "lag")) * time.Second,
+				})
 			},
 			"done": func(t *rapid.T) {
 				a := w.take(pick(t))
@@ -298,7 +408,7 @@ func TestInvariants(t *testing.T) {
 
 // checkCounters compares the kept counters with the units themselves.
 func (w *world) checkCounters() {
-	floating, leaving := 0, map[*instance]int{}
+	floating, leaving, cost := 0, map[*instance]int{}, map[*instance]float64{}
 	for _, u := range w.m.units {
 		if u.state == Shuffling {
 			floating++
@@ -314,6 +424,8 @@ func (w *world) checkCounters() {
 		}
 		if u.state.leaves() {
 			leaving[u.owner]++
+		} else {
+			cost[u.owner] += u.cost
 		}
 	}
 	if floating != w.m.floating {
@@ -323,12 +435,15 @@ func (w *world) checkCounters() {
 		if in.leaving != leaving[in] {
 			w.t.Fatalf("leaving of %s is %d, want %d", in.id, in.leaving, leaving[in])
 		}
+		if d := in.cost - cost[in]; abs(d) > 1e-6*(1+cost[in]) {
+			w.t.Fatalf("%s costs %v, want %v", in.id, in.cost, cost[in])
+		}
 	}
 }
 
 func TestRebalanceMovesNoMoreThanItMust(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld(t)
+		w := newWorld(t, LeastUnits)
 		before := rapid.SliceOfN(rapid.IntRange(0, 30), 1, 5).Draw(t, "loads")
 		total, n := 0, 0
 		for _, load := range before {
@@ -372,6 +487,8 @@ func TestManyUnits(t *testing.T) {
 	if testing.Short() {
 		t.Skip("large")
 	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	const units, instances = 100_000, 100
 	m := New(Params{})
 	var ev Loaded
@@ -384,15 +501,15 @@ func TestManyUnits(t *testing.T) {
 	now := t0
 	run := func(what string, limit time.Duration, ev Event) {
 		t.Helper()
-		begin := time.Now()
+		begin := used()
 		open := m.Handle(ev, now)
-		first := time.Since(begin)
+		first := used() - begin
 		n := 0
 		for ; len(open) > 0; n++ {
 			a := open[0]
 			open = append(open[1:], m.Handle(ActionDone{Action: a}, now)...)
 		}
-		t.Logf("%s: first answer %v, %d actions in %v", what, first, n, time.Since(begin))
+		t.Logf("%s: first answer %v, %d actions in %v", what, first, n, used()-begin)
 		if first > limit {
 			t.Errorf("%s took %v", what, first)
 		}
