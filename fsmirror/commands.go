@@ -12,6 +12,9 @@ import (
 
 // Call implements plugins.Plugin.
 func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
+	if strings.HasPrefix(c.Prefix, plugins.SchedulePrefix) {
+		return e.scheduleCommand(ctx, c)
+	}
 	if e.control != nil {
 		r := e.control.Call(ctx, c.Prefix, c.Args)
 		return plugins.Result{Errno: int(r.Errno), Out: r.Out, Status: r.Status}

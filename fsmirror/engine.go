@@ -30,10 +30,11 @@ type Engine struct {
 	lease *plugins.Lease
 	feed  plugins.Feed
 
-	cfg     plugins.Config
-	info    plugins.Info
-	memory  *treesync.Memory
-	control *control.Control // in control mode
+	cfg       plugins.Config
+	info      plugins.Info
+	memory    *treesync.Memory
+	control   *control.Control // in control mode
+	scheduler *scheduler
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -65,6 +66,7 @@ func New(log zerolog.Logger, lease *plugins.Lease) *Engine {
 		dirty:       make(chan struct{}, 1),
 		renew:       make(chan time.Duration, 1),
 		filesystems: make(map[int64]*filesystem),
+		scheduler:   newScheduler(),
 	}
 }
 

@@ -219,6 +219,7 @@ func (f *filesystem) serve() (err error) {
 		watching.Wait() // may hang with the MDS: nobody else waits for it
 	}()
 	watching.Go(func() { f.watchSnapshots(ctx) })
+	watching.Go(func() { f.followSchedules(ctx, ioctx) })
 	wg.Go(func() { f.endDead(ctx) })
 	wg.Go(func() { f.control(ctx, ioctx) })
 	// Acknowledgements must be quick: each notification is handled apart.

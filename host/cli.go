@@ -86,7 +86,7 @@ func newRoot(env []string, release func()) *cobra.Command {
 			},
 		})
 	}
-	root.AddCommand(newDaemonCommand(), newFSCommand(env, &conn), newSettingsCommand(), &cobra.Command{
+	root.AddCommand(newDaemonCommand(), newFSCommand(env, &conn), newRBDCommand(env, &conn), newSettingsCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Show the version",
 		Args:  cobra.NoArgs,

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"cephmirror/host/config"
 	"cephmirror/host/launch"
 	"cephmirror/plugins"
 )
@@ -64,6 +65,7 @@ func newFSCommand(env []string, conn *connection) *cobra.Command {
 	snapshot.AddCommand(mirror)
 	// Scripts pass it to the ceph command, where these commands ignore it too.
 	fs.PersistentFlags().StringP("format", "f", "", "ignored: the output is that of the mgr module")
+	mirror.AddCommand(newFSScheduleCommand(env, conn))
 	groups := map[string]*cobra.Command{
 		"peer_bootstrap": group("peer_bootstrap", "Make the clusters known to each other"),
 		"show":           group("show", "Show how the work is shared"),
@@ -93,26 +95,9 @@ func newFSCommand(env []string, conn *connection) *cobra.Command {
 					fmt.Fprintf(os.Stderr, "Invalid command: %v\nusage: %s\n", err, cmd.UseLine())
 					return invalid
 				}
-				a, err := conn.args(env)
+				ctl, _, err := newControl("cephfs", conn, env)
 				if err != nil {
 					return err
-				}
-				settings, err := loadSettings(a, env)
-				if err != nil {
-					return err
-				}
-				cfg, err := pluginConfig(plugins.ModeControl, "cephfs", a, settings)
-				if err != nil {
-					return err
-				}
-				path, err := findPlugin("cephfs", settings.String("plugin_dir"))
-				if err != nil {
-					return err
-				}
-				ctl := control{
-					path: path, cfg: cfg, log: controlLog(settings.String("log_level")),
-					startBudget: settings.Duration("start_budget"), callBudget: settings.Duration("control_budget"),
-					leaseTTL: settings.Duration("lease_ttl"),
 				}
 				res, err := ctl.call(cmd.Context(), command)
 				if err != nil {
@@ -224,14 +209,54 @@ type control struct {
 	startBudget, callBudget, leaseTTL time.Duration
 }
 
+// newControl prepares to run a kind of plugin for a command.
+func newControl(kind string, conn *connection, env []string) (control, *config.Config, error) {
+	a, err := conn.args(env)
+	if err != nil {
+		return control{}, nil, err
+	}
+	settings, err := loadSettings(a, env)
+	if err != nil {
+		return control{}, nil, err
+	}
+	cfg, err := pluginConfig(plugins.ModeControl, kind, a, settings)
+	if err != nil {
+		return control{}, nil, err
+	}
+	path, err := findPlugin(kind, settings.String("plugin_dir"))
+	if err != nil {
+		return control{}, nil, err
+	}
+	return control{
+		path: path, cfg: cfg, log: controlLog(settings.String("log_level")),
+		startBudget: settings.Duration("start_budget"), callBudget: settings.Duration("control_budget"),
+		leaseTTL: settings.Duration("lease_ttl"),
+	}, settings, nil
+}
+
 func (c control) call(ctx context.Context, command plugins.Command) (plugins.Result, error) {
+	var res plugins.Result
+	err := c.session(ctx, func(call callFunc) error {
+		var err error
+		res, err = call(command)
+		return err
+	})
+	return res, err
+}
+
+// callFunc sends a command to a running plugin. Its error is that there is no
+// answer.
+type callFunc func(plugins.Command) (plugins.Result, error)
+
+// session runs the plugin for as long as do needs it.
+func (c control) session(ctx context.Context, do func(callFunc) error) error {
 	dir, err := os.Getwd()
 	if err != nil {
 		dir = "/"
 	}
 	proc, err := launch.Start(ctx, launch.Spec{Path: c.path, Dir: dir, Env: os.Environ(), Log: c.log, LogLevel: c.log.GetLevel()})
 	if err != nil {
-		return plugins.Result{}, err
+		return err
 	}
 	defer proc.Kill()
 	defer c.renew(proc)()
@@ -239,25 +264,33 @@ func (c control) call(ctx context.Context, command plugins.Command) (plugins.Res
 	startCtx, cancel := context.WithTimeout(ctx, c.startBudget)
 	defer cancel()
 	if _, err := proc.Client().Start(startCtx, c.cfg); err != nil {
-		return plugins.Result{}, explain(ctx, startCtx, proc, err, fmt.Sprintf("no connection to the local cluster within %v", c.startBudget))
+		return explain(ctx, startCtx, proc, err, fmt.Sprintf("no connection to the local cluster within %v", c.startBudget))
 	}
 	callCtx, cancel := context.WithTimeout(ctx, c.callBudget)
 	defer cancel()
-	res := proc.Client().Call(callCtx, command)
-	if res.Errno == int(syscall.ENOTCONN) || ctx.Err() != nil || res.Errno == int(syscall.ETIMEDOUT) && expired(callCtx) {
-		err := explain(ctx, callCtx, proc, nil, fmt.Sprintf("no answer within %v", c.callBudget))
-		if err != nil {
-			return plugins.Result{}, err
+	lost := false
+	failed := do(func(command plugins.Command) (plugins.Result, error) {
+		res := proc.Client().Call(callCtx, command)
+		if res.Errno == int(syscall.ENOTCONN) || ctx.Err() != nil || res.Errno == int(syscall.ETIMEDOUT) && expired(callCtx) {
+			err := explain(ctx, callCtx, proc, nil, fmt.Sprintf("no answer within %v", c.callBudget))
+			if err != nil {
+				lost = true
+				return plugins.Result{}, err
+			}
 		}
+		return res, nil
+	})
+	if lost {
+		return failed // the plugin is dead or hangs: it is killed
 	}
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopBudget)
 	defer cancel()
 	if err := proc.Client().Stop(stopCtx); err != nil {
 		c.log.Warn().Err(err).Msg("plugin did not stop in order")
-		return res, nil
+		return failed
 	}
 	proc.Close()
-	return res, nil
+	return failed
 }
 
 // explain finds the true reason of a failed call: an interrupt, the budget or

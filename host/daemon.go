@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"cephmirror/host/daemonize"
 	"cephmirror/host/launch"
 	"cephmirror/host/logsink"
+	"cephmirror/host/schedule/runner"
 	"cephmirror/host/sdnotify"
 	"cephmirror/host/supervise"
 	"cephmirror/plugins"
@@ -47,6 +49,7 @@ type daemon struct {
 	commandsMu sync.Mutex
 	commands   map[string]plugins.CommandSpec // those of the plugin
 	domains    domains
+	schedules  atomic.Pointer[runner.Runner]
 
 	// Set once by serve, in this order, and closed in the reverse order.
 	serving bool
@@ -115,6 +118,9 @@ func lookup(env []string, name string) string {
 func startDaemon(kind string, a cephargs.Args, env []string) error {
 	settings, err := loadSettings(a, env)
 	if err != nil {
+		return err
+	}
+	if _, err := timezone(settings.String("schedule_timezone")); err != nil {
 		return err
 	}
 	path, err := findPlugin(kind, settings.String("plugin_dir"))
@@ -365,6 +371,9 @@ func (d *daemon) standardCommands(info plugins.Info) error {
 		Metrics: counters{d},
 	})
 	if err != nil {
+		return err
+	}
+	if err := d.table.Add("cephmirror schedule status", "show the schedules that this instance follows", d.scheduleCommand); err != nil {
 		return err
 	}
 	return d.table.Add("cephmirror status", "show the state of the plugin and what this instance leads", d.statusCommand)

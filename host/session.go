@@ -81,6 +81,9 @@ func (d *daemon) session(ctx context.Context, client *plugins.Client, info plugi
 	if !d.serve(info) {
 		return
 	}
+	var schedules sync.WaitGroup
+	schedules.Go(func() { d.runSchedules(ctx, client) })
+	defer schedules.Wait()
 	for {
 		err := d.follow(ctx, client)
 		// What follows is told from the start: the assignment is loaded anew.

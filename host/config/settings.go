@@ -102,6 +102,10 @@ func hostSettings() []Setting {
 			Help: "The longest pause before a restart.",
 		},
 		{
+			Name: "schedule_timezone", Type: String,
+			Help: "Time zone in which schedules of snapshots count that name none, such as UTC or Europe/Berlin. When empty it is that of the machine.",
+		},
+		{
 			Name: "shuffle_interval", Type: Duration, Default: "5m", Min: 1e6,
 			Help: "How long a directory stays with its instance before it may be moved to another live one.",
 		},

@@ -51,6 +51,13 @@ func (p *Planner) Set(unit string, items []Item, last, now time.Time) {
 	p.units[unit] = u
 }
 
+// Retry plans a unit for at, unless it is due earlier: its run has failed.
+func (p *Planner) Retry(unit string, at time.Time) {
+	if u := p.units[unit]; u != nil && (u.next.IsZero() || at.Before(u.next)) {
+		u.next = at
+	}
+}
+
 // Remove forgets a unit.
 func (p *Planner) Remove(unit string) { delete(p.units, unit) }
 

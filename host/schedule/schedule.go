@@ -85,6 +85,9 @@ type Item struct {
 	Cron     string   // five fields or a descriptor such as @daily
 	// Added is when the rule was made. What fell before it was not missed.
 	Added time.Time
+	// Held: the rule is being taken over from the stock module, and does not
+	// count before that has let go of it.
+	Held bool
 }
 
 // ParseItem reads what the command line gives: an interval or a cron expression,
@@ -113,6 +116,7 @@ func ParseItem(when, start string) (Item, error) {
 // Same tells whether two rules are one, whenever they were made.
 func (it Item) Same(o Item) bool {
 	it.Added, o.Added = time.Time{}, time.Time{}
+	it.Held, o.Held = false, false
 	return it == o
 }
 

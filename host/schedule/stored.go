@@ -14,6 +14,7 @@ import (
 type storedItem struct {
 	Added     *time.Time `json:"added,omitempty"`
 	Cron      string     `json:"cron,omitempty"`
+	Held      bool       `json:"held,omitempty"`
 	Interval  string     `json:"interval,omitempty"`
 	StartTime *string    `json:"start_time"`
 }
@@ -21,9 +22,13 @@ type storedItem struct {
 // Encode writes rules as they are stored: four spaces of indentation, keys in
 // order.
 func Encode(items []Item) ([]byte, error) {
+	return encode(storedItems(items))
+}
+
+func storedItems(items []Item) []storedItem {
 	out := make([]storedItem, 0, len(items))
 	for _, it := range items {
-		s := storedItem{Cron: it.Cron}
+		s := storedItem{Cron: it.Cron, Held: it.Held}
 		if it.Cron == "" {
 			s.Interval = it.Interval.String()
 		}
@@ -37,6 +42,10 @@ func Encode(items []Item) ([]byte, error) {
 		}
 		out = append(out, s)
 	}
+	return out
+}
+
+func encode(out any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
@@ -55,6 +64,10 @@ func Decode(b []byte) ([]Item, error) {
 	if err := json.Unmarshal(b, &in); err != nil {
 		return nil, invalid("Invalid schedule: %v", err)
 	}
+	return readItems(in)
+}
+
+func readItems(in []storedItem) ([]Item, error) {
 	var items []Item
 	var bad error
 	for _, s := range in {
@@ -73,6 +86,7 @@ func Decode(b []byte) ([]Item, error) {
 		if s.Added != nil {
 			it.Added = *s.Added
 		}
+		it.Held = s.Held
 		items = append(items, it)
 	}
 	return items, bad
