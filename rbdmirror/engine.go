@@ -376,9 +376,7 @@ func (e *Engine) addPast(img *image) {
 	_, t := img.counters()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.past.snapshots += t.snapshots
-	e.past.bytes += t.bytes
-	e.past.seconds += t.seconds
+	e.past.add(t)
 }
 
 // Events implements plugins.Plugin.

@@ -11,6 +11,7 @@ import (
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/journal"
 	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 )
 
 // replayer keeps one image a copy of its primary. There is one for each way of
@@ -18,7 +19,7 @@ import (
 type replayer interface {
 	// Run comes back when ctx ends or there is nothing left to do. Nothing is
 	// written any more then.
-	Run(ctx context.Context) (replay.Outcome, error)
+	Run(ctx context.Context) (replica.Outcome, error)
 	// Drain waits for calls to the clusters that Run has not waited for.
 	Drain()
 	// Kick makes it look at both images now.
@@ -50,7 +51,7 @@ type image struct {
 	replayer replayer
 	stopRun  context.CancelFunc
 	changed  time.Time // when the mode was last another
-	status   replay.Status
+	status   replica.Status
 	scope    string // by which its commands are called
 	trouble  error  // of the last run, if that failed
 	totals   totals
@@ -62,16 +63,35 @@ type totals struct {
 	seconds          float64
 	lastBytes        uint64
 	lastSeconds      float64
+
+	entries, payload uint64 // of journals
+	latency          time.Duration
+	latencies        uint64
 }
 
-func (t totals) plus(s replay.Status) totals {
+func (t totals) plus(s replica.Status) totals {
 	t.snapshots += s.Snapshots
 	t.bytes += s.SyncBytes
 	t.seconds += s.SyncSeconds
 	if s.Snapshots > 0 {
 		t.lastBytes, t.lastSeconds = s.LastSyncBytes, s.LastSyncSeconds
 	}
+	t.entries += s.Journal.Entries
+	t.payload += s.Journal.Bytes
+	t.latency += s.Journal.LatencySum
+	t.latencies += s.Journal.LatencyCount
 	return t
+}
+
+// add adds the counters of another image.
+func (t *totals) add(o totals) {
+	t.snapshots += o.snapshots
+	t.bytes += o.bytes
+	t.seconds += o.seconds
+	t.entries += o.entries
+	t.payload += o.payload
+	t.latency += o.latency
+	t.latencies += o.latencies
 }
 
 func newImage(sp *space, gid string) *image {
@@ -85,7 +105,7 @@ func newImage(sp *space, gid string) *image {
 		manual: sp.s.link.isManual(),
 	}
 	img.mode = cls.ImageModeSnapshot // as good a guess as any
-	img.status = replay.Status{State: replay.StateStopped, Description: "stopped"}
+	img.status = replica.Status{State: replica.StateStopped, Description: "stopped"}
 	go func() {
 		defer close(img.done)
 		img.run()
@@ -166,11 +186,12 @@ func (img *image) replay() time.Duration {
 	img.mu.Lock()
 	img.totals = img.totals.plus(img.status)
 	img.status.Snapshots, img.status.SyncBytes, img.status.SyncSeconds = 0, 0, 0
-	img.status.Phase = replay.Stopped
+	img.status.Journal = replica.JournalStatus{}
+	img.status.Phase = replica.Stopped
 	img.replayer, img.stopRun = nil, nil
 	img.trouble = err
 	restart := img.restart || ctx.Err() != nil
-	if outcome == replay.Gone {
+	if outcome == replica.Gone {
 		img.gone = true
 	}
 	img.mu.Unlock()
@@ -178,15 +199,15 @@ func (img *image) replay() time.Duration {
 	switch {
 	case img.ctx.Err() != nil:
 		return 0
-	case outcome == replay.Gone:
+	case outcome == replica.Gone:
 		img.log.Info().Msg("nothing is left to do for the image")
 		img.setScope("")
 		img.sp.localStatus.forget(img.gid)
 		img.sp.remoteStatus.forget(img.gid)
 		return 0
-	case outcome == replay.OtherMode:
+	case outcome == replica.OtherMode:
 		return img.changeMode(mode)
-	case outcome == replay.LostLocal || outcome == replay.LostRemote:
+	case outcome == replica.LostLocal || outcome == replica.LostRemote:
 		s.fail(fmt.Errorf("shut out of a cluster: %w", err))
 		return pollInterval
 	case restart:
@@ -199,12 +220,12 @@ func (img *image) replay() time.Duration {
 // newReplayer returns the replayer for a way of mirroring.
 func (img *image) newReplayer(mode cls.ImageMode) replayer {
 	s := img.sp.s
-	cfg := replay.Config{
+	cfg := replica.Config{
 		Log: img.log, Lease: s.member.Lease(), GlobalID: img.gid,
-		Local: replay.Side{
+		Local: replica.Site{
 			Conn: s.local, Pool: s.pool.name, Namespace: img.sp.spec.local, MirrorUUID: s.localUUID, SiteName: s.localSite,
 		},
-		Remote: replay.Side{
+		Remote: replica.Site{
 			Conn: s.remote, Pool: s.pool.name, Namespace: img.sp.spec.remote, MirrorUUID: s.remoteUUID, SiteName: s.link.spec.site,
 		},
 		Throttle: s.member.Throttle(img.sp.spec.local),
@@ -213,7 +234,7 @@ func (img *image) newReplayer(mode cls.ImageMode) replayer {
 		Report:   img.report,
 	}
 	if mode == cls.ImageModeJournal {
-		return journal.New(journal.Config{Config: cfg, Journal: s.eng.journalOptions(), Journals: s.eng.journals})
+		return journal.New(journal.Config{Config: cfg, Tune: s.eng.journalOptions, Journals: s.eng.journals})
 	}
 	return replay.New(cfg)
 }
@@ -247,7 +268,7 @@ func (img *image) changeMode(was cls.ImageMode) time.Duration {
 const modeRest = time.Second
 
 // report takes a status in from the replayer.
-func (img *image) report(st replay.Status) {
+func (img *image) report(st replica.Status) {
 	img.mu.Lock()
 	before := img.status
 	img.status = st
@@ -335,7 +356,7 @@ func (img *image) remoteRemoved() {
 }
 
 // current returns the status with the counters of all replayers.
-func (img *image) current() replay.Status {
+func (img *image) current() replica.Status {
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	return img.status
@@ -392,8 +413,8 @@ func (e *Engine) stateCheckInterval() time.Duration {
 	return max(time.Second, e.options.Seconds("rbd_mirror_image_state_check_interval"))
 }
 
-func (e *Engine) replayOptions() replay.Options {
-	return replay.Options{
+func (e *Engine) replayOptions() replica.Options {
+	return replica.Options{
 		BytesPerSec:  e.settings.number(settingRate, 0),
 		ObjectsAhead: int(e.settings.number(settingAhead, 0)),
 

@@ -2,11 +2,13 @@ package rbdmirror
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
 	"cephmirror/plugins"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/replica"
 )
 
 // Metrics implements plugins.Plugin: the stock daemon's counters under its
@@ -29,24 +31,28 @@ func (e *Engine) Metrics(context.Context) ([]plugins.Logger, error) {
 			for _, sp := range s.sortedSpaces() {
 				for _, img := range sp.sortedImages() {
 					st, t := img.counters()
-					all.snapshots += t.snapshots
-					all.bytes += t.bytes
-					all.seconds += t.seconds
-					images = append(images, imageMetrics(p.name, sp.spec.local, img.label(), st, t))
+					all.add(t)
+					labels := []plugins.Option{
+						{Name: "image", Value: img.label()}, {Name: "namespace", Value: sp.spec.local}, {Name: "pool", Value: p.name},
+					}
+					if img.currentMode() == cls.ImageModeJournal {
+						images = append(images, plugins.Logger{Name: "rbd_mirror_journal_image", Labels: labels, Counters: journalImageCounters(st, t)})
+					} else {
+						images = append(images, plugins.Logger{Name: "rbd_mirror_snapshot_image", Labels: labels, Counters: imageCounters(st, t)})
+					}
 				}
 			}
 		}
 	}
-	past := e.pastTotals()
-	all.snapshots += past.snapshots
-	all.bytes += past.bytes
-	all.seconds += past.seconds
-	top := plugins.Logger{Name: "rbd_mirror_snapshot", Counters: snapshotCounters(all)}
-	prioritize([]plugins.Logger{top}, priority)
+	all.add(e.pastTotals())
+	top := []plugins.Logger{
+		{Name: "rbd_mirror_journal", Counters: journalCounters(all)},
+		{Name: "rbd_mirror_snapshot", Counters: snapshotCounters(all)},
+	}
+	prioritize(top, priority)
 	prioritize(links, priority)
 	prioritize(images, imagePriority)
-	out := append([]plugins.Logger{top}, images...)
-	return append(out, links...), nil
+	return slices.Concat(top, images, links), nil
 }
 
 func prioritize(list []plugins.Logger, priority int) {
@@ -65,35 +71,61 @@ func snapshotCounters(t totals) []plugins.Counter {
 	}
 }
 
-func imageMetrics(pool, namespace, name string, st replay.Status, t totals) plugins.Logger {
-	flag := func(on bool) uint64 {
-		if on {
-			return 1
-		}
-		return 0
+// journalCounters are the stock daemon's.
+func journalCounters(t totals) []plugins.Counter {
+	return []plugins.Counter{
+		{Name: "entries", Type: plugins.CounterU64, Description: "Number of entries replayed", U64: t.entries},
+		{Name: "replay_bytes", Type: plugins.CounterU64, Description: "Total bytes replayed", U64: t.payload, Bytes: true},
+		{Name: "replay_latency", Type: plugins.AverageSeconds, Description: "Replay latency", Count: t.latencies, Sum: t.latency.Seconds()},
 	}
-	counters := append(snapshotCounters(t),
-		plugins.Counter{Name: "remote_timestamp", Type: plugins.GaugeSeconds, Description: "Timestamp of the remote snapshot", Value: seconds(st.RemoteTime)},
-		plugins.Counter{Name: "local_timestamp", Type: plugins.GaugeSeconds, Description: "Timestamp of the local snapshot", Value: seconds(st.LocalTime)},
-		plugins.Counter{Name: "last_sync_time", Type: plugins.GaugeSeconds, Description: "Time taken to sync the last snapshot", Value: t.lastSeconds},
-		plugins.Counter{Name: "last_sync_bytes", Type: plugins.GaugeU64, Description: "Bytes synced for the last snapshot", U64: t.lastBytes, Bytes: true},
-		plugins.Counter{Name: "lag", Type: plugins.GaugeSeconds, Description: "Seconds between the newest remote snapshot and the newest local copy", Value: lag(st)},
-		plugins.Counter{Name: "syncing", Type: plugins.GaugeU64, Description: "Whether the image is being synchronised", U64: flag(st.Syncing)},
-		plugins.Counter{Name: "state", Type: plugins.GaugeU64, Description: "State as in the image status: 1 error, 2 syncing, 3 starting, 4 replaying, 5 stopping, 6 stopped", U64: uint64(st.State)},
-		plugins.Counter{Name: "failures", Type: plugins.GaugeU64, Description: "Failures in a row", U64: uint64(max(0, st.Failures))},
-	)
-	return plugins.Logger{
-		Name: "rbd_mirror_snapshot_image",
-		Labels: []plugins.Option{
-			{Name: "image", Value: name}, {Name: "namespace", Value: namespace}, {Name: "pool", Value: pool},
-		},
-		Counters: counters,
+}
+
+func flag(on bool) uint64 {
+	if on {
+		return 1
 	}
+	return 0
+}
+
+// stateCounters are of images in either mode.
+func stateCounters(st replica.Status) []plugins.Counter {
+	return []plugins.Counter{
+		{Name: "syncing", Type: plugins.GaugeU64, Description: "Whether the image is being synchronised", U64: flag(st.Syncing)},
+		{Name: "state", Type: plugins.GaugeU64, Description: "State as in the image status: 1 error, 2 syncing, 3 starting, 4 replaying, 5 stopping, 6 stopped", U64: uint64(st.State)},
+		{Name: "failures", Type: plugins.GaugeU64, Description: "Failures in a row", U64: uint64(max(0, st.Failures))},
+	}
+}
+
+// journalImageCounters are of an image that is mirrored by its journal.
+func journalImageCounters(st replica.Status, t totals) []plugins.Counter {
+	j := st.Journal
+	own := []plugins.Counter{
+		{Name: "entries_behind", Type: plugins.GaugeU64, Description: "Entries of the primary's journal that are still to be replayed", U64: j.EntriesBehind},
+		{Name: "bytes_behind", Type: plugins.GaugeU64, Description: "Estimated bytes of these entries", U64: j.BytesBehind, Bytes: true},
+		{Name: "lag", Type: plugins.GaugeSeconds, Description: "Age of the oldest entry that is still to be replayed, by the primary's clock", Value: j.SecondsBehind},
+		{Name: "entries_per_second", Type: plugins.GaugeU64, Description: "Entries replayed per second, over half a minute", U64: uint64(j.EntriesPerSecond + 0.5)},
+		{Name: "bytes_per_second", Type: plugins.GaugeU64, Description: "Bytes replayed per second, over half a minute", U64: uint64(j.BytesPerSecond + 0.5), Bytes: true},
+		{Name: "strict", Type: plugins.GaugeU64, Description: "Whether entries are carried out one at a time", U64: flag(j.Strict)},
+		{Name: "replaying", Type: plugins.GaugeU64, Description: "Whether the journal is being replayed", U64: flag(j.Replayed)},
+	}
+	return slices.Concat(journalCounters(t), own, stateCounters(st))
+}
+
+// imageCounters are of an image that is mirrored by snapshots.
+func imageCounters(st replica.Status, t totals) []plugins.Counter {
+	own := []plugins.Counter{
+		{Name: "remote_timestamp", Type: plugins.GaugeSeconds, Description: "Timestamp of the remote snapshot", Value: seconds(st.RemoteTime)},
+		{Name: "local_timestamp", Type: plugins.GaugeSeconds, Description: "Timestamp of the local snapshot", Value: seconds(st.LocalTime)},
+		{Name: "last_sync_time", Type: plugins.GaugeSeconds, Description: "Time taken to sync the last snapshot", Value: t.lastSeconds},
+		{Name: "last_sync_bytes", Type: plugins.GaugeU64, Description: "Bytes synced for the last snapshot", U64: t.lastBytes, Bytes: true},
+		{Name: "lag", Type: plugins.GaugeSeconds, Description: "Seconds between the newest remote snapshot and the newest local copy", Value: lag(st)},
+	}
+	return slices.Concat(snapshotCounters(t), own, stateCounters(st))
 }
 
 // lag is how far the copy is behind: by the newest complete snapshots of both
 // sides.
-func lag(st replay.Status) float64 {
+func lag(st replica.Status) float64 {
 	if st.RemoteTime.IsZero() || st.LocalTime.IsZero() {
 		return 0
 	}
@@ -109,7 +141,7 @@ func seconds(t time.Time) float64 {
 
 // counters returns an image's status, and its totals with those of the present
 // replayer.
-func (img *image) counters() (replay.Status, totals) {
+func (img *image) counters() (replica.Status, totals) {
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	return img.status, img.totals.plus(img.status)

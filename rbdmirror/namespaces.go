@@ -2,7 +2,6 @@ package rbdmirror
 
 import (
 	"fmt"
-	"strings"
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
@@ -47,34 +46,4 @@ func decodeNames(b []byte) ([]string, error) {
 		out = append(out, r.Str())
 	}
 	return out, r.Err()
-}
-
-// confPrefix is how the keys of options begin in the metadata of a pool or image.
-const confPrefix = "conf_"
-
-// poolOptions reads the options that are set for the pool ("rbd config pool set").
-func poolOptions(io *rados.IOContext) (map[string]string, error) {
-	opts := make(map[string]string)
-	for after := confPrefix; ; {
-		out, err := store.Read(io, "rbd_info", cls.MetadataList(after, 1024))
-		if ceph.Is(err, syscall.ENOENT) {
-			return opts, nil
-		}
-		if err != nil {
-			return opts, fmt.Errorf("reading the options of the pool: %w", err)
-		}
-		found, err := cls.DecodeBlobMap(out[0])
-		if err != nil {
-			return opts, fmt.Errorf("reading the options of the pool: %w", err)
-		}
-		for key, value := range found {
-			after = max(after, key)
-			if name, ok := strings.CutPrefix(key, confPrefix); ok {
-				opts[name] = string(value)
-			}
-		}
-		if len(found) == 0 || !strings.HasPrefix(after, confPrefix) {
-			return opts, nil
-		}
-	}
 }

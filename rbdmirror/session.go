@@ -576,7 +576,7 @@ func (s *session) releaseLeader() {
 
 // applyPoolOptions takes over the options that are set for the pool.
 func (s *session) applyPoolOptions(io *rados.IOContext) {
-	opts, err := poolOptions(io)
+	opts, err := store.PoolOptions(io)
 	if err != nil {
 		s.log.Debug().Err(err).Msg("options of the pool")
 	}

@@ -13,7 +13,7 @@ import (
 
 	"cephmirror/plugins"
 	"cephmirror/rbdmirror/election"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 )
 
 // space is one namespace of the pool, and the peer's namespace that it is
@@ -391,9 +391,9 @@ func (sp *space) serviceCounts() counts {
 	for _, img := range sp.sortedImages() {
 		c.assigned++
 		switch img.current().State {
-		case replay.StateError:
+		case replica.StateError:
 			c.failed++
-		case replay.StateReplaying, replay.StateStopped:
+		case replica.StateReplaying, replica.StateStopped:
 		default:
 			c.warning++
 		}

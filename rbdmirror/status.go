@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"cephmirror/rbdmirror/election"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 )
 
 // The answers of the status commands: the members of the stock daemon's, in its
@@ -187,8 +187,13 @@ func (img *image) statusObject() object {
 	if !st.RemoteTime.IsZero() && !st.LocalTime.IsZero() {
 		out.add("seconds_behind", max(0, st.RemoteTime.Sub(st.LocalTime).Seconds()))
 	}
+	if j := st.Journal; j.Replayed {
+		out.add("entries_behind", j.EntriesBehind)
+		out.add("bytes_behind", j.BytesBehind)
+		out.add("seconds_behind", j.SecondsBehind)
+	}
 	err := st.Err
-	if err == nil && st.Phase == replay.Stopped {
+	if err == nil && st.Phase == replica.Stopped {
 		err = img.trouble
 	}
 	if err != nil {

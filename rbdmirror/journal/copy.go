@@ -23,7 +23,7 @@ import (
 	"cephmirror/rbdmirror/journal/stream"
 	"cephmirror/rbdmirror/journal/target"
 	"cephmirror/rbdmirror/objectmap"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
@@ -56,8 +56,8 @@ func (r *Replayer) copy(ctx context.Context, v *view) error {
 		return err
 	}
 	defer t.Close()
-	c := &copying{r: r, src: src, t: t, peer: v.remote.peer.Clone(), h: store.NewHeader(r.local.ioctx, local.ID), from: v.remote.client.Committed}
-	c.h.Cookie = r.lock.cookie
+	c := &copying{r: r, src: src, t: t, peer: v.remote.peer.Clone(), h: store.NewHeader(r.pair.Local.IO, local.ID), from: v.remote.client.Committed}
+	c.h.Cookie = r.lock.Cookie
 	ctx, cancel := context.WithCancelCause(ctx)
 	var guard sync.WaitGroup
 	defer guard.Wait()
@@ -92,7 +92,7 @@ func (c *copying) guard(ctx context.Context, cancel context.CancelCauseFunc) {
 			return
 		case <-c.r.check:
 		}
-		owner, master, err := c.r.local.journal(c.t.Header().ID).Owner()
+		owner, master, err := journalOf(c.r.pair.Local, c.t.Header().ID).Owner()
 		switch {
 		case err != nil:
 		case owner.MirrorUUID == format.LocalUUID:
@@ -106,8 +106,8 @@ func (c *copying) guard(ctx context.Context, cancel context.CancelCauseFunc) {
 func (c *copying) update(ctx context.Context) error { return c.r.updatePeer(ctx, c.src.image, c.peer) }
 
 func (c *copying) loadRemote(ctx context.Context) (*store.Image, error) {
-	img, err := call(ctx, &c.r.calls, c.r.opts.CallTimeout, store.NewHeader(c.r.remote.ioctx, c.src.image).Load)
-	return img, remotely(err)
+	img, err := replica.Ask(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, store.NewHeader(c.r.pair.Remote.IO, c.src.image).Load)
+	return img, replica.Remotely(err)
 }
 
 func (c *copying) run(ctx context.Context) error {
@@ -134,7 +134,7 @@ func (c *copying) run(ctx context.Context) error {
 	}
 	point := named(remote, c.peer.SyncPoints[0].SnapName)
 	if point == nil {
-		return remotely(fmt.Errorf("the snapshot %s of the remote image is gone: %w", c.peer.SyncPoints[0].SnapName, syscall.ENOENT))
+		return replica.Remotely(fmt.Errorf("the snapshot %s of the remote image is gone: %w", c.peer.SyncPoints[0].SnapName, syscall.ENOENT))
 	}
 	chain, err := c.snapshots(ctx, remote, point)
 	if err != nil {
@@ -168,7 +168,7 @@ func named(img *store.Image, name string) *cls.Snapshot {
 
 // finished completes a copying of which only the last step is missing.
 func (c *copying) finished(ctx context.Context) (bool, error) {
-	rec, err := target.ReadRecord(c.r.local.ioctx, c.t.Header().ID)
+	rec, err := target.ReadRecord(c.r.pair.Local.IO, c.t.Header().ID)
 	if err != nil || rec == nil || rec.MirrorUUID != c.src.uuid || rec.ImageID != c.src.image {
 		return false, err
 	}
@@ -218,8 +218,8 @@ func (c *copying) dirty() bool { return c.peer.SyncObjectCount > 0 || len(c.t.He
 // withRemote opens the remote image as its users do: what is done to it this way is
 // told by its journal.
 func (c *copying) withRemote(ctx context.Context, f func(*rbd.Image) error) error {
-	return remotely(do(ctx, &c.r.calls, c.r.opts.CallTimeout, func() error {
-		img, err := rbd.OpenImageById(c.r.remote.ioctx, c.src.image, rbd.NoSnapshot)
+	return replica.Remotely(replica.Do(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, func() error {
+		img, err := rbd.OpenImageById(c.r.pair.Remote.IO, c.src.image, rbd.NoSnapshot)
 		if err != nil {
 			return fmt.Errorf("opening the remote image: %w", err)
 		}
@@ -278,7 +278,7 @@ func (c *copying) snapshots(ctx context.Context, remote *store.Image, point *cls
 		l := link{remote: s}
 		if id, ok := seqs[s.ID]; ok && c.t.Header().Snapshot(id) != nil {
 			l.local = id
-		} else if have := sameSnapshot(c.t.Header(), s); have != nil {
+		} else if have := replica.SameSnapshot(c.t.Header(), s); have != nil {
 			l.local = have.ID
 		} else {
 			if err := c.resize(s.Size); err != nil {
@@ -290,7 +290,7 @@ func (c *copying) snapshots(ctx context.Context, remote *store.Image, point *cls
 			}
 			l.local = id
 			if c.t.Header().Has(cls.FeatureObjectMap) {
-				m := store.NewObjectMap(c.r.local.ioctx, c.t.Header().ID, id)
+				m := store.NewObjectMap(c.r.pair.Local.IO, c.t.Header().ID, id)
 				if err := m.Resize(remote.Objects(s.Size), objectmap.NonExistent); err != nil {
 					return nil, err
 				}
@@ -315,7 +315,7 @@ func (c *copying) resize(size uint64) error {
 		return nil
 	}
 	if img.Has(cls.FeatureObjectMap) {
-		m := store.NewObjectMap(c.r.local.ioctx, img.ID, cls.NoSnap)
+		m := store.NewObjectMap(c.r.pair.Local.IO, img.ID, cls.NoSnap)
 		m.AssertLocked = true
 		if err := m.Resize(img.Objects(size), objectmap.NonExistent); err != nil {
 			return err
@@ -333,9 +333,9 @@ func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link
 		return err
 	}
 	img := c.t.Header()
-	data, err := c.r.remote.dataContext(remote.DataPool)
+	data, err := c.r.pair.Remote.DataContext(remote.DataPool)
 	if err != nil {
-		return remotely(err)
+		return replica.Remotely(err)
 	}
 	var stats imagesync.Stats
 	job := imagesync.Job{
@@ -343,7 +343,7 @@ func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link
 		Dest:       imagesync.Objects{IO: c.t.Data(), Prefix: img.Prefix},
 		ObjectSize: img.ObjectSize(), FullCompare: full,
 		Memory: c.r.cfg.Memory, Limit: c.r.rate, Concurrency: c.r.opts.ObjectsAhead, Stats: &stats,
-		SaveEvery: c.r.tune.SyncPointAge,
+		SaveEvery: c.r.tuning(nil).SyncPointAge,
 	}
 	if c.r.cfg.Lease != nil {
 		job.Lease = c.r.cfg.Lease
@@ -394,7 +394,7 @@ func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link
 	}
 	point := chain[len(chain)-1].remote
 	if now.Snapshot(point.ID) == nil {
-		return remotely(fmt.Errorf("the snapshot %s of the remote image was removed while it was copied", point.Name))
+		return replica.Remotely(fmt.Errorf("the snapshot %s of the remote image was removed while it was copied", point.Name))
 	}
 	return c.t.Reload()
 }
@@ -405,8 +405,8 @@ func (c *copying) progress(stats *imagesync.Stats) {
 	if total > 0 {
 		percent = done * 100 / total
 	}
-	c.r.reports.update(func(s *replay.Status) {
-		s.State, s.Description, s.Phase = replay.StateSyncing, fmt.Sprintf("bootstrapping, IMAGE_SYNC/COPY_IMAGE %d%%", percent), replay.Starting
+	c.r.reports.Update(func(s *replica.Status) {
+		s.State, s.Description, s.Phase = replica.StateSyncing, fmt.Sprintf("bootstrapping, IMAGE_SYNC/COPY_IMAGE %d%%", percent), replica.Starting
 		s.Syncing, s.ObjectsDone, s.ObjectsTotal, s.BytesCopied = true, done, total, stats.Read.Load()
 		s.Err = nil
 	})
@@ -416,7 +416,7 @@ func (c *copying) progress(stats *imagesync.Stats) {
 type copyMaps struct{ c *copying }
 
 func (m *copyMaps) of(snap uint64) *store.ObjectMap {
-	o := store.NewObjectMap(m.c.r.local.ioctx, m.c.t.Header().ID, snap)
+	o := store.NewObjectMap(m.c.r.pair.Local.IO, m.c.t.Header().ID, snap)
 	o.AssertLocked = snap == cls.NoSnap
 	return o
 }
@@ -472,9 +472,9 @@ func (c *copying) properties(remote *store.Image, chain []link) error {
 // begins, and stores and tells that everything before it is done.
 func (c *copying) position(ctx context.Context) error {
 	name := c.peer.SyncPoints[0].SnapName
-	header, err := call(ctx, &c.r.calls, c.r.opts.CallTimeout, c.src.journal.Look)
+	header, err := replica.Ask(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, c.src.journal.Look)
 	if err != nil {
-		return remotely(err)
+		return replica.Remotely(err)
 	}
 	g := c.src.geometry
 	reader := stream.New(stream.Geometry{Order: g.Order, Splay: g.Splay}, c.from, header.Minimum)
@@ -487,15 +487,15 @@ func (c *copying) position(ctx context.Context) error {
 				return fmt.Errorf("the creation of %s is not in the remote journal: %w", name, stream.ErrMissing)
 			}
 			look := reader.Look()
-			if header, err = call(ctx, &c.r.calls, c.r.opts.CallTimeout, c.src.journal.Look); err != nil {
-				return remotely(err)
+			if header, err = replica.Ask(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, c.src.journal.Look); err != nil {
+				return replica.Remotely(err)
 			}
 			reader.Saw(look, header.Active, header.Newest())
 		}
 		for _, f := range list {
 			data, err := objects.Read(ctx, c.src.data, g.Object(f.Object), f.Offset, f.Length)
 			if err != nil {
-				return remotely(fmt.Errorf("reading the journal: %w", err))
+				return replica.Remotely(fmt.Errorf("reading the journal: %w", err))
 			}
 			if err := reader.Fetched(f, data); err != nil {
 				return err
@@ -523,16 +523,16 @@ func (c *copying) position(ctx context.Context) error {
 
 // startAt makes replay start after some entries.
 func (c *copying) startAt(ctx context.Context, done format.Positions) error {
-	owner, _, err := c.r.local.journal(c.t.Header().ID).Owner()
+	owner, _, err := journalOf(c.r.pair.Local, c.t.Header().ID).Owner()
 	if err != nil {
 		return err
 	}
-	err = do(ctx, &c.r.calls, c.r.opts.CallTimeout, func() error { return c.src.journal.Commit(c.src.client, done) })
+	err = replica.Do(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, func() error { return c.src.journal.Commit(c.src.client, done) })
 	if err != nil {
-		return remotely(err)
+		return replica.Remotely(err)
 	}
 	return c.t.Save(ctx, plan.Record{
-		MirrorUUID: c.src.uuid, ImageID: c.src.image, Lock: c.r.lockName(c.r.lock.cookie), LocalTag: owner.ID,
+		MirrorUUID: c.src.uuid, ImageID: c.src.image, Lock: c.r.lockName(c.r.lock.Cookie), LocalTag: owner.ID,
 		Progress: plan.Progress{Done: done}, Until: plan.Unknown,
 	})
 }

@@ -21,7 +21,7 @@ import (
 	"cephmirror/internal/ceph/client"
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/journal"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/test/rbdimage"
 	"cephmirror/test/rbdsite"
 )
@@ -62,12 +62,12 @@ func child(text string) error {
 	if err != nil {
 		return err
 	}
-	r := journal.New(journal.Config{Config: replay.Config{
+	r := journal.New(journal.Config{Config: replica.Config{
 		Log: zerolog.New(os.Stderr).With().Timestamp().Logger(), GlobalID: spec.GlobalID,
-		Local:   replay.Side{Conn: local, Pool: spec.Pool, MirrorUUID: spec.LocalUUID, SiteName: spec.Local},
-		Remote:  replay.Side{Conn: remote, Pool: spec.Pool, MirrorUUID: spec.RemoteUUID, SiteName: spec.Remote},
+		Local:   replica.Site{Conn: local, Pool: spec.Pool, MirrorUUID: spec.LocalUUID, SiteName: spec.Local},
+		Remote:  replica.Site{Conn: remote, Pool: spec.Pool, MirrorUUID: spec.RemoteUUID, SiteName: spec.Remote},
 		Memory:  imagesync.NewBudget(imagesync.DefaultBudget),
-		Options: replay.Options{RetryMin: 100 * time.Millisecond, RetryMax: time.Second},
+		Options: replica.Options{RetryMin: 100 * time.Millisecond, RetryMax: time.Second},
 	}, Journal: journal.Options{Strict: spec.Strict}})
 	out, err := r.Run(context.Background())
 	return fmt.Errorf("ended with %v: %w", out, err)

@@ -10,7 +10,8 @@ import (
 	"cephmirror/rbdmirror/journal/objects"
 	"cephmirror/rbdmirror/journal/plan"
 	"cephmirror/rbdmirror/journal/target"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
+	"cephmirror/rbdmirror/store"
 )
 
 // hold watches and locks the local image and opens it. before is who held the lock.
@@ -22,8 +23,8 @@ func (r *Replayer) hold(id string, renamed func(ctx context.Context, remote, loc
 		return nil, "", err
 	}
 	cfg := target.Config{
-		Log: r.log, Conn: r.cfg.Local.Conn, IO: r.local.ioctx, Image: id, Cookie: r.lock.cookie,
-		Concurrency: r.tune.Concurrency, Renamed: renamed,
+		Log: r.log, Conn: r.cfg.Local.Conn, IO: r.pair.Local.IO, Image: id, Cookie: r.lock.Cookie,
+		Concurrency: r.tuning(nil).Concurrency, Renamed: renamed,
 	}
 	if r.cfg.Lease != nil {
 		cfg.Lease = r.cfg.Lease
@@ -34,16 +35,16 @@ func (r *Replayer) hold(id string, renamed func(ctx context.Context, remote, loc
 
 // openSource opens the remote journal.
 func (r *Replayer) openSource(ctx context.Context, image string) (source, error) {
-	j := r.remote.journal(image)
-	s, err := call(ctx, &r.calls, r.opts.CallTimeout, func() (source, error) {
+	j := journalOf(r.pair.Remote, image)
+	s, err := replica.Ask(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (source, error) {
 		g, err := j.Geometry()
 		return source{journal: j, geometry: g, client: r.cfg.Local.MirrorUUID, uuid: r.cfg.Remote.MirrorUUID, image: image}, err
 	})
 	if err != nil {
-		return s, remotely(err)
+		return s, replica.Remotely(err)
 	}
-	s.data, err = r.remote.dataContext(s.geometry.Pool)
-	return s, remotely(err)
+	s.data, err = r.pair.Remote.DataContext(s.geometry.Pool)
+	return s, replica.Remotely(err)
 }
 
 // follow replays the journal until there is a reason to look again.
@@ -78,20 +79,20 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 		return err
 	}
 	defer t.Close()
-	header, err := call(ctx, &r.calls, r.opts.CallTimeout, src.journal.Look)
+	header, err := replica.Ask(ctx, &r.pair.Calls, r.opts.CallTimeout, src.journal.Look)
 	if err != nil {
-		return remotely(err)
+		return replica.Remotely(err)
 	}
 	client := header.Client(src.client)
 	if client == nil {
 		return nil // look again
 	}
-	stored, err := target.ReadRecord(r.local.ioctx, local.ID)
+	stored, err := target.ReadRecord(r.pair.Local.IO, local.ID)
 	if err != nil {
 		return err
 	}
 	// The newest epoch must be read under the lock.
-	owner, _, err := r.local.journal(local.ID).Owner()
+	owner, _, err := journalOf(r.pair.Local, local.ID).Owner()
 	if err != nil {
 		return err
 	}
@@ -107,22 +108,39 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 // session runs a session.
 func (r *Replayer) session(ctx context.Context, src source, t *target.Target, header *objects.Header, rec plan.Record) error {
 	s := &session{
-		log: r.log, source: src, local: r.local.journal(t.Header().ID), image: t.Header().ID, lock: r.lockName(r.lock.cookie),
-		target: t, memory: share{of: r.cfg.Journals}, calls: &r.calls, header: header,
+		log: r.log, source: src, local: journalOf(r.pair.Local, t.Header().ID), image: t.Header().ID, lock: r.lockName(r.lock.Cookie),
+		target: t, memory: share{of: r.cfg.Journals}, calls: &r.pair.Calls, header: header,
 		heard: r.heard, check: r.check, kick: r.kick, flush: r.flushes,
-		tune: tuning{
-			commitAge: r.tune.CommitAge, pollAge: r.tune.PollAge, delay: r.tune.ReplayDelay,
-			callTimeout: r.opts.CallTimeout, reportEvery: r.opts.ReportEvery, strict: r.strict.Load(),
+		retune: func(img *store.Image) tuning {
+			o := r.tuning(img)
+			return tuning{
+				commitAge: o.CommitAge, pollAge: o.PollAge, delay: o.ReplayDelay,
+				callTimeout: r.opts.CallTimeout, reportEvery: r.opts.ReportEvery, strict: o.Strict,
+			}
 		},
 		report: func(rep lag.Report, c *counters) {
 			r.replaying = true
 			r.count(c)
-			r.set(replay.StateReplaying, "replaying, "+rep.JSON(), replay.Replaying, func(s *replay.Status) { wait(s, rep.Waiting) })
+			r.set(replica.StateReplaying, "replaying, "+rep.JSON(), replica.Replaying, func(s *replica.Status) {
+				s.Wait(rep.Waiting)
+				s.Journal = r.journalStatus(rep)
+			})
 		},
 	}
 	err := s.run(ctx, rec)
 	r.count(&s.count)
 	return err
+}
+
+// journalStatus is a report as the metrics want it.
+func (r *Replayer) journalStatus(rep lag.Report) replica.JournalStatus {
+	c := r.Counters()
+	return replica.JournalStatus{
+		Replayed: true, Strict: rep.Mode == Strict,
+		EntriesBehind: rep.EntriesBehind, BytesBehind: rep.BytesBehind, SecondsBehind: rep.SecondsBehind,
+		EntriesPerSecond: rep.EntriesPerSecond, BytesPerSecond: rep.BytesPerSecond,
+		Entries: c.Entries, Bytes: c.Bytes, LatencySum: c.LatencySum, LatencyCount: c.LatencyCount,
+	}
 }
 
 // count notes what the session under way has carried out.
@@ -140,6 +158,11 @@ func (r *Replayer) endSession() {
 	r.counted.LatencySum += r.current.LatencySum
 	r.counted.LatencyCount += r.current.LatencyCount
 	r.current = Counters{}
+	c := r.counted
+	r.reports.Update(func(s *replica.Status) {
+		s.Journal.Entries, s.Journal.Bytes = c.Entries, c.Bytes
+		s.Journal.LatencySum, s.Journal.LatencyCount = c.LatencySum, c.LatencyCount
+	})
 }
 
 // explain turns the end of a session into what it is: an error, or a reason to look

@@ -28,7 +28,7 @@ import (
 	"cephmirror/rbdmirror/journal/format"
 	"cephmirror/rbdmirror/journal/objects"
 	"cephmirror/rbdmirror/journal/stream"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 	"cephmirror/test/rbdimage"
 	"cephmirror/test/rbdsite"
@@ -144,7 +144,7 @@ type player struct {
 	cancel context.CancelFunc
 	r      *journal.Replayer
 	done   chan struct{}
-	out    replay.Outcome
+	out    replica.Outcome
 	err    error
 }
 
@@ -155,13 +155,13 @@ func (p *pair) play(s *site, gid string, change ...func(*journal.Config)) *playe
 	local, remote := s.Dial(), o.Dial()
 	stopLocal, stopRemote := watchMirroring(p.t, local, p.pool), watchMirroring(p.t, remote, p.pool)
 	pl := &player{p: p, local: s, gid: gid, done: make(chan struct{})}
-	cfg := journal.Config{Config: replay.Config{
+	cfg := journal.Config{Config: replica.Config{
 		Log:      zerolog.New(zerolog.NewTestWriter(p.t)).With().Timestamp().Str("on", s.name).Logger(),
 		GlobalID: gid,
-		Local:    replay.Side{Conn: local, Pool: p.pool, MirrorUUID: s.uuid(p), SiteName: s.name},
-		Remote:   replay.Side{Conn: remote, Pool: p.pool, MirrorUUID: o.uuid(p), SiteName: o.name},
+		Local:    replica.Site{Conn: local, Pool: p.pool, MirrorUUID: s.uuid(p), SiteName: s.name},
+		Remote:   replica.Site{Conn: remote, Pool: p.pool, MirrorUUID: o.uuid(p), SiteName: o.name},
 		Memory:   imagesync.NewBudget(imagesync.DefaultBudget),
-		Options:  replay.Options{RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, PollInterval: 5 * time.Second},
+		Options:  replica.Options{RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, PollInterval: 5 * time.Second},
 	}}
 	for _, c := range change {
 		c(&cfg)
@@ -188,7 +188,7 @@ func (pl *player) stop() {
 	pl.r.Drain()
 }
 
-func (pl *player) status() replay.Status { return pl.r.Status() }
+func (pl *player) status() replica.Status { return pl.r.Status() }
 
 // eventually waits until a condition holds.
 func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
@@ -207,7 +207,7 @@ func eventually(t *testing.T, limit time.Duration, what string, f func() error) 
 }
 
 // waitState waits for a status with this text in it.
-func (pl *player) waitState(state replay.State, text string) {
+func (pl *player) waitState(state replica.State, text string) {
 	pl.p.t.Helper()
 	eventually(pl.p.t, 40*time.Second, text, func() error {
 		if st := pl.status(); st.State != state || !strings.Contains(st.Description, text) {
@@ -239,7 +239,7 @@ func (p *pair) siteOf(pool rbdimage.Pool) *site {
 func (p *pair) caughtUp(pl *player, m rbdimage.Maker) {
 	p.t.Helper()
 	p.reached(m, func() error {
-		if st := pl.status(); st.State != replay.StateReplaying {
+		if st := pl.status(); st.State != replica.StateReplaying {
 			return fmt.Errorf("status %s", st.Description)
 		}
 		return nil
@@ -356,7 +356,7 @@ func testEverything(t *testing.T, p *pair, name string, o rbdimage.Options) {
 	m.SetMeta("color", "blue")
 	gid := q.enable(m)
 	pl := q.play(p.b, gid)
-	pl.waitState(replay.StateReplaying, "replaying, ")
+	pl.waitState(replica.StateReplaying, "replaying, ")
 	q.caughtUp(pl, m)
 	q.same(m)
 	all := operations(&q, m)
@@ -415,7 +415,7 @@ func TestBacklog(t *testing.T) {
 	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "backlog", rbdimage.Options{Size: 256 * mib, Features: journaling})
 	gid := p.enable(m)
 	pl := p.play(p.b, gid)
-	pl.waitState(replay.StateReplaying, "replaying, ")
+	pl.waitState(replica.StateReplaying, "replaying, ")
 	p.caughtUp(pl, m)
 	pl.stop()
 	for _, who := range strings.Fields(cmp.Or(os.Getenv("CEPHMIRROR_WHO"), "ours strict")) {
@@ -483,7 +483,7 @@ func TestClones(t *testing.T) {
 		gid := p.enable(m)
 		pl := p.play(p.b, gid)
 		if i == 0 {
-			pl.waitState(replay.StateError, "parent image does not exist")
+			pl.waitState(replica.StateError, "parent image does not exist")
 			pp := p.play(p.b, parentID)
 			p.caughtUp(pp, parent)
 		}
@@ -520,7 +520,7 @@ func TestLiveTail(t *testing.T) {
 	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "tail", rbdimage.Options{Size: 256 * mib, Features: journaling})
 	gid := p.enable(m)
 	pl := p.play(p.b, gid)
-	pl.waitState(replay.StateReplaying, "replaying, ")
+	pl.waitState(replica.StateReplaying, "replaying, ")
 	p.caughtUp(pl, m)
 	done := make(chan string)
 	go func() {

@@ -11,16 +11,15 @@ package journal
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
 
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 )
 
-// Options tune a Replayer beyond what replay.Options do. The zero value of each
+// Options tune a Replayer beyond what replica.Options do. The zero value of each
 // field stands for its default.
 type Options struct {
 	CommitAge    time.Duration // longest time until the primary is told of progress, 5 s
@@ -37,8 +36,11 @@ type Options struct {
 
 // Config is what a Replayer needs to know.
 type Config struct {
-	replay.Config
+	replica.Config
 	Journal Options
+	// Tune returns the options as they are now; nil: they stay what Journal says.
+	// Options of the pool and of the image go before them.
+	Tune func() Options
 	// Journals is what the buffers of all replayers of the process come from; nil:
 	// of its own.
 	Journals *Memory
@@ -55,36 +57,31 @@ type Counters struct {
 // Replayer replicates one image. Make one with New and call Run once.
 type Replayer struct {
 	cfg  Config
-	opts replay.Options
-	tune Options
+	opts replica.Options
 	log  zerolog.Logger
-
-	calls  calls
-	local  *side
-	remote *side
-	closed chan struct{} // all is closed, after Run
+	pair *replica.Pair
 
 	wake    chan struct{} // capacity 1: look again
 	heard   chan struct{} // capacity 1: the remote journal has changed
 	check   chan struct{} // capacity 1: the local image or its journal has
 	kick    chan struct{} // capacity 1: look at once, in a session
 	flushes chan chan error
-	strict  atomic.Bool
-	reports reporter
+	reports *replica.Reporter
 
 	countMu sync.Mutex
 	counted Counters // of sessions that have ended
 	current Counters // of the one under way
 
 	// The rest belongs to Run.
-	watch       *watch // on the local header
+	watch       *replica.Watch // on the local header
 	watchedID   string
-	localLog    *watch // on the local journal's header
+	localLog    *replica.Watch // on the local journal's header
 	localLogID  string
-	remoteLog   *watch // on the remote journal's header
+	remoteLog   *replica.Watch // on the remote journal's header
 	remoteLogID string
-	lock        heldLock
-	slot        func() // gives the slot of Throttle back
+	lock        replica.Lock
+	slot        func()            // gives the slot of Throttle back
+	overrides   map[string]string // options of the pool
 	replaying   bool
 	disabling   time.Time // since when the local image is seen to be disabled
 	rate        *rate.Limiter
@@ -92,41 +89,29 @@ type Replayer struct {
 
 // New returns a Replayer. It opens nothing.
 func New(cfg Config) *Replayer {
-	set := func(d *time.Duration, to time.Duration) {
-		if *d <= 0 {
-			*d = to
-		}
+	o := cfg.Options.WithDefaults()
+	if cfg.Tune == nil {
+		cfg.Tune = func() Options { return cfg.Journal }
 	}
-	o, t := cfg.Options, cfg.Journal
-	set(&o.RetryMin, time.Second)
-	set(&o.RetryMax, 30*time.Second)
-	set(&o.PollInterval, 30*time.Second)
-	set(&o.ReportEvery, time.Second)
-	set(&o.CallTimeout, 30*time.Second)
-	set(&t.CommitAge, 5*time.Second)
-	set(&t.PollAge, 5*time.Second)
-	set(&t.SyncPointAge, 30*time.Second)
 	if cfg.Journals == nil {
 		cfg.Journals = NewMemory(0)
 	}
 	r := &Replayer{
-		cfg: cfg, opts: o, tune: t, log: cfg.Log,
-		closed: make(chan struct{}),
-		wake:   make(chan struct{}, 1), heard: make(chan struct{}, 1),
+		cfg: cfg, opts: o, log: cfg.Log,
+		pair: replica.NewPair(o.CallTimeout), reports: replica.NewReporter(cfg.Report),
+		wake: make(chan struct{}, 1), heard: make(chan struct{}, 1),
 		check: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 		flushes: make(chan chan error, 64),
 	}
 	if n := o.BytesPerSec; n > 0 {
 		r.rate = rate.NewLimiter(rate.Limit(n), int(max(n, 8<<20)))
 	}
-	r.strict.Store(t.Strict)
-	r.reports.report = cfg.Report
 	return r
 }
 
 // Drain waits for calls to the clusters that Run has not waited for. The
 // connections must not be shut down before it has come back.
-func (r *Replayer) Drain() { <-r.closed }
+func (r *Replayer) Drain() { <-r.pair.Closed() }
 
 func poke(c chan struct{}) {
 	select {
@@ -145,7 +130,7 @@ func (r *Replayer) Kick() {
 // mirrored. The Replayer verifies that before it acts.
 func (r *Replayer) RemoteRemoved() { r.Kick() }
 
-// FullCompare is there for the sake of replay.Replayer. Nothing of a journal can be
+// FullCompare is there for the sake of replica.Replayer. Nothing of a journal can be
 // compared.
 func (r *Replayer) FullCompare() {}
 
@@ -156,7 +141,7 @@ func (r *Replayer) Flush(ctx context.Context) error {
 	done := make(chan error, 1)
 	select {
 	case r.flushes <- done:
-	case <-r.closed:
+	case <-r.pair.Closed():
 		return errEnded
 	case <-ctx.Done():
 		return ctx.Err()
@@ -165,7 +150,7 @@ func (r *Replayer) Flush(ctx context.Context) error {
 	select {
 	case err := <-done:
 		return err
-	case <-r.closed:
+	case <-r.pair.Closed():
 		return errEnded
 	case <-ctx.Done():
 		return ctx.Err()
@@ -173,7 +158,7 @@ func (r *Replayer) Flush(ctx context.Context) error {
 }
 
 // Status returns what was last reported.
-func (r *Replayer) Status() replay.Status { return r.reports.last() }
+func (r *Replayer) Status() replica.Status { return r.reports.Last() }
 
 // Counters returns what was carried out so far.
 func (r *Replayer) Counters() Counters {
@@ -190,65 +175,18 @@ func (r *Replayer) Counters() Counters {
 // mayWrite reports whether the lease is valid.
 func (r *Replayer) mayWrite() bool { return r.cfg.Lease == nil || r.cfg.Lease.Valid() }
 
-// reporter hands out the status, one change after the other.
-type reporter struct {
-	report func(replay.Status)
-
-	mu  sync.Mutex
-	now replay.Status
-}
-
-func (r *reporter) last() replay.Status {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.now
-}
-
-// update changes the status and reports it if that makes a difference.
-func (r *reporter) update(change func(*replay.Status)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	next := r.now
-	change(&next)
-	if next == r.now {
-		return
-	}
-	r.now = next
-	if r.report != nil {
-		r.report(next)
-	}
-}
-
 // set reports a state.
-func (r *Replayer) set(state replay.State, text string, phase replay.Phase, more ...func(*replay.Status)) {
-	r.reports.update(func(s *replay.Status) {
-		s.State, s.Description, s.Phase = state, text, phase
-		s.Syncing, s.Err, s.NextTry, s.Failures = false, nil, time.Time{}, 0
-		wait(s, "")
-		for _, m := range more {
-			m(s)
-		}
-	})
-}
-
-// wait notes what is waited for, and since when.
-func wait(s *replay.Status, what string) {
-	if s.WaitingFor == what {
-		return
-	}
-	s.WaitingFor, s.WaitingSince = what, time.Time{}
-	if what != "" {
-		s.WaitingSince = time.Now().Round(0)
-	}
+func (r *Replayer) set(state replica.State, text string, phase replica.Phase, more ...func(*replica.Status)) {
+	r.reports.Set(state, text, phase, more...)
 }
 
 // bootstrapping reports a step of getting ready. What has failed before stays in
 // sight until it works.
 func (r *Replayer) bootstrapping(step string) {
-	r.reports.update(func(s *replay.Status) {
-		s.Phase = replay.Starting
-		if s.State != replay.StateError {
-			s.State, s.Description = replay.StateSyncing, "bootstrapping, "+step
+	r.reports.Update(func(s *replica.Status) {
+		s.Phase = replica.Starting
+		if s.State != replica.StateError {
+			s.State, s.Description = replica.StateSyncing, "bootstrapping, "+step
 		}
 	})
 }

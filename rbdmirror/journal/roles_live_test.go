@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"cephmirror/internal/ceph"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 	"cephmirror/test/rbdimage"
 	"cephmirror/test/rbdsite"
@@ -32,23 +32,23 @@ func TestRoles(t *testing.T) {
 	onB := p.play(p.b, gid)
 	p.caughtUp(onB, m)
 	onA := p.play(p.a, gid)
-	onA.waitState(replay.StateStopped, "local image is primary")
+	onA.waitState(replica.StateStopped, "local image is primary")
 
 	there := m.In(p.b.admin.Pool(p.pool))
 	failOver := func(from, to *site, was, is rbdimage.Maker, before, after *player, seed uint64) {
 		t.Helper()
 		was.Fill(seed, 2*mib, 1*mib)
 		p.rbd(from, "mirror", "image", "demote", was.Spec())
-		after.waitState(replay.StateUnknown, "remote image is not primary")
-		before.waitState(replay.StateUnknown, "remote image is not primary")
+		after.waitState(replica.StateUnknown, "remote image is not primary")
+		before.waitState(replica.StateUnknown, "remote image is not primary")
 		p.rbd(to, "mirror", "image", "promote", is.Spec())
 		is.Fill(seed+1, 5*mib, 1*mib)
 		is.Snap(fmt.Sprintf("snap%d", seed))
 		is.Fill(seed+2, 6*mib, 1*mib)
-		before.waitState(replay.StateReplaying, "replaying, ")
+		before.waitState(replica.StateReplaying, "replaying, ")
 		p.caughtUp(before, is)
 		p.same(is)
-		after.waitState(replay.StateStopped, "")
+		after.waitState(replica.StateStopped, "")
 	}
 	failOver(p.a, p.b, m, there, onA, onB, 10)
 	failOver(p.b, p.a, there, m, onB, onA, 20)
@@ -56,13 +56,13 @@ func TestRoles(t *testing.T) {
 	// By force, while it follows.
 	m.Fill(30, 0, 4*mib)
 	p.rbd(p.b, "mirror", "image", "promote", "--force", there.Spec())
-	onB.waitState(replay.StateStopped, "")
+	onB.waitState(replica.StateStopped, "")
 	there.Fill(31, 0, 1*mib)
 	p.rbd(p.b, "mirror", "image", "demote", there.Spec())
-	onB.waitState(replay.StateError, "split-brain detected")
+	onB.waitState(replica.StateError, "split-brain detected")
 	id := there.ID()
 	p.rbd(p.b, "mirror", "image", "resync", there.Spec())
-	onB.waitState(replay.StateReplaying, "replaying, ")
+	onB.waitState(replica.StateReplaying, "replaying, ")
 	if there.ID() == id {
 		t.Error("the image was not made anew")
 	}
@@ -71,10 +71,10 @@ func TestRoles(t *testing.T) {
 
 	// Given up by the primary.
 	p.rbd(p.a, "journal", "client", "disconnect", "--image", m.Name(), "--pool", p.pool, "--client-id", p.b.uuid(p))
-	onB.waitState(replay.StateError, "disconnected")
+	onB.waitState(replica.StateError, "disconnected")
 	m.Fill(40, 0, 4*mib)
 	p.rbd(p.b, "mirror", "image", "resync", there.Spec())
-	onB.waitState(replay.StateReplaying, "replaying, ")
+	onB.waitState(replica.StateReplaying, "replaying, ")
 	p.caughtUp(onB, m)
 	p.same(m)
 
@@ -87,7 +87,7 @@ func TestRoles(t *testing.T) {
 		return nil
 	})
 	<-onB.done
-	if onB.out != replay.Gone {
+	if onB.out != replica.Gone {
 		t.Errorf("ended with %v, %v", onB.out, onB.err)
 	}
 }
@@ -164,7 +164,7 @@ func TestInterchange(t *testing.T) {
 			x.step()
 		}
 		pl := p.play(p.b, gid)
-		pl.waitState(replay.StateReplaying, "replaying, ")
+		pl.waitState(replica.StateReplaying, "replaying, ")
 		for range 8 {
 			x.step()
 		}

@@ -15,7 +15,7 @@ import (
 	"cephmirror/rbdmirror/journal/course"
 	"cephmirror/rbdmirror/journal/format"
 	"cephmirror/rbdmirror/journal/target"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
@@ -40,39 +40,21 @@ var (
 // nothing is written any more, the local image's lock is released and "stopped" has
 // been reported. It comes back soon even when the remote cluster does not answer;
 // calls to it that still hang are waited for by Drain.
-func (r *Replayer) Run(ctx context.Context) (replay.Outcome, error) {
+func (r *Replayer) Run(ctx context.Context) (replica.Outcome, error) {
 	defer r.finish()
-	r.reports.update(func(s *replay.Status) {
-		s.Phase = replay.Starting
-		if s.State != replay.StateError {
-			s.State, s.Description = replay.StateStartingReplay, "starting replay"
-		}
-	})
+	r.reports.Starting()
 	out, err := r.run(ctx)
 	r.letGo()
 	r.unwatchLocalLog()
 	r.answer(errEnded)
-	if out == replay.OtherMode {
-		return out, err // somebody else goes on
-	}
-	text := "stopped"
-	if out == replay.Gone && r.Status().Description == "remote image no longer exists" {
-		text = "remote image no longer exists"
-	}
-	r.reports.update(func(s *replay.Status) { s.Phase = replay.Stopping })
-	r.set(replay.StateStopped, text, replay.Stopped, func(s *replay.Status) { s.Err = err })
+	r.reports.Ended(out, err)
 	return out, err
 }
 
 // finish closes everything once the calls that still hang have come back.
 func (r *Replayer) finish() {
 	r.unwatchRemote()
-	go func() {
-		r.calls.wg.Wait()
-		r.remote.close()
-		r.local.close()
-		close(r.closed)
-	}()
+	r.pair.Close()
 }
 
 func (r *Replayer) answer(err error) {
@@ -86,7 +68,7 @@ func (r *Replayer) answer(err error) {
 	}
 }
 
-func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
+func (r *Replayer) run(ctx context.Context) (replica.Outcome, error) {
 	failures := 0
 	poll := restPoll
 	for {
@@ -95,24 +77,24 @@ func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
 		wait := poll
 		switch {
 		case ctx.Err() != nil:
-			return replay.Ended, nil
-		case out != replay.Ended:
+			return replica.Ended, nil
+		case out != replica.Ended:
 			return out, err
 		case err != nil:
 			failures++
-			wait = r.backoff(failures)
-			r.failed(err, failures, time.Now().Add(wait))
+			wait = r.opts.Retry(err, failures)
+			r.reports.Failed(replica.Explain(err, r.replaying), err, failures, time.Now().Add(wait))
 			r.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", wait).Msg("replication of the image")
 			r.answer(err)
 			if errors.Is(err, target.ErrUncertain) || errors.Is(err, imagesync.ErrUncertain) {
 				// The lock stays, until this client is shut out.
-				r.lock = heldLock{}
-				return replay.LostLocal, err
+				r.lock = replica.Lock{}
+				return replica.LostLocal, err
 			}
 			r.letGo()
 			r.unwatchRemote()
 			r.unwatchLocalLog()
-			if lost, ok := lostConnection(err); ok {
+			if lost, ok := replica.LostConnection(err); ok {
 				return lost, err
 			}
 		case v.step.Kind.Work():
@@ -152,7 +134,7 @@ func (r *Replayer) run(ctx context.Context) (replay.Outcome, error) {
 // when the role of an image changes. It reports whether a watch was made.
 func (r *Replayer) listen(ctx context.Context, v *view) (made bool) {
 	if l := v.local; l != nil && l.image != nil && l.image.Journal {
-		if r.localLog == nil || r.localLogID != l.image.ID || r.localLog.err() != nil {
+		if r.localLog == nil || r.localLogID != l.image.ID || r.localLog.Err() != nil {
 			made = true
 			if err := r.watchLocalLog(l.image.ID); err != nil {
 				r.log.Debug().Err(err).Msg("watching the local journal")
@@ -175,77 +157,28 @@ func (r *Replayer) listen(ctx context.Context, v *view) (made bool) {
 	return made
 }
 
-// backoff returns how long to wait after that many failures in a row.
-func (r *Replayer) backoff(failures int) time.Duration {
-	d := min(r.opts.RetryMin<<min(failures-1, 16), r.opts.RetryMax)
-	return d/2 + rand.N(d)
-}
-
-// lostConnection reports whether a failure means that this client was shut out of a
-// cluster.
-func lostConnection(err error) (replay.Outcome, bool) {
-	if !ceph.Is(err, syscall.ESHUTDOWN) {
-		return replay.Ended, false
-	}
-	var remote remoteError
-	if errors.As(err, &remote) {
-		return replay.LostRemote, true
-	}
-	return replay.LostLocal, true
-}
-
-// failed reports a failure and when the next try is.
-func (r *Replayer) failed(err error, failures int, next time.Time) {
-	text := "error bootstrapping replay: " + err.Error()
-	if r.replaying {
-		text = "failed to replay: " + err.Error()
-	}
-	r.reports.update(func(s *replay.Status) {
-		s.State, s.Description, s.Phase = replay.StateError, text, replay.Starting
-		s.Syncing, s.Err, s.Failures, s.NextTry = false, err, failures, next.Round(0)
-		wait(s, "")
-	})
-}
-
-// open opens both sides.
-func (r *Replayer) open(ctx context.Context) error {
-	var err error
-	if r.local == nil {
-		if r.local, err = openSide(r.cfg.Local); err != nil {
-			return err
-		}
-	}
-	if r.remote == nil {
-		r.remote, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*side, error) { return openSide(r.cfg.Remote) })
-		if err != nil {
-			return remotely(err)
-		}
-	}
-	return nil
-}
-
 // pass looks at both images and takes one step.
-func (r *Replayer) pass(ctx context.Context) (replay.Outcome, *view, error) {
-	if err := r.open(ctx); err != nil {
-		return replay.Ended, nil, err
+func (r *Replayer) pass(ctx context.Context) (replica.Outcome, *view, error) {
+	if err := r.pair.Open(ctx, r.cfg.Local, r.cfg.Remote); err != nil {
+		return replica.Ended, nil, err
 	}
 	v, err := r.look(ctx)
 	if err != nil {
-		return replay.Ended, nil, err
+		return replica.Ended, nil, err
 	}
 	r.identify(v)
 	kind := v.step.Kind
 	r.log.Debug().Stringer("step", kind).Str("why", v.step.Why).Msg("next step")
 	if kind.Work() || kind == course.Follow {
 		if !r.mayWrite() {
-			return replay.Ended, v, errLease
+			return replica.Ended, v, errLease
 		}
 	}
 	switch kind {
 	case course.Gone:
-		return replay.Gone, v, nil
+		return replica.Gone, v, nil
 	case course.OtherMode:
-		return replay.OtherMode, v, nil
+		return replica.OtherMode, v, nil
 	case course.Register:
 		err = r.register(ctx, v)
 	case course.Create:
@@ -261,13 +194,13 @@ func (r *Replayer) pass(ctx context.Context) (replay.Outcome, *view, error) {
 	case course.Delete:
 		err = r.delete(ctx, v)
 		if err == nil && !v.step.Resync {
-			r.set(replay.StateStopped, "remote image no longer exists", replay.Stopped)
-			return replay.Gone, v, nil
+			r.set(replica.StateStopped, "remote image no longer exists", replica.Stopped)
+			return replica.Gone, v, nil
 		}
 	default:
-		return replay.Ended, v, r.rest(v)
+		return replica.Ended, v, r.rest(v)
 	}
-	return replay.Ended, v, err
+	return replica.Ended, v, err
 }
 
 // rest reports a state in which there is nothing to do.
@@ -275,35 +208,35 @@ func (r *Replayer) rest(v *view) error {
 	step := v.step
 	was := r.replaying
 	r.replaying = false
-	note := func(s *replay.Status) { wait(s, step.Why) }
+	note := func(s *replica.Status) { s.Wait(step.Why) }
 	switch step.Kind {
 	case course.LocalPrimary:
 		if was {
 			step.Text = "force promoted"
 		}
-		r.set(replay.StateStopped, step.Text, replay.Stopped)
+		r.set(replica.StateStopped, step.Text, replica.Stopped)
 	case course.SplitBrain:
-		r.set(replay.StateError, step.Text, replay.Starting, note, func(s *replay.Status) { s.Err = errors.New(step.Why) })
+		r.set(replica.StateError, step.Text, replica.Starting, note, func(s *replica.Status) { s.Err = errors.New(step.Why) })
 	case course.Broken:
 		return errors.New(step.Why)
 	case course.Wait:
-		state := replay.StateUnknown
+		state := replica.StateUnknown
 		if step.Text == "disconnected" || step.Text == "image in transient state, try again" {
-			state = replay.StateError
+			state = replica.StateError
 		}
 		if step.Text == "remote image no longer exists" {
-			state = replay.StateStopped
+			state = replica.StateStopped
 		}
-		r.set(state, step.Text, replay.Starting, note)
+		r.set(state, step.Text, replica.Starting, note)
 	default:
-		r.set(replay.StateUnknown, step.Text, replay.Starting, note)
+		r.set(replica.StateUnknown, step.Text, replica.Starting, note)
 	}
 	return nil
 }
 
 // identify notes which images it is about.
 func (r *Replayer) identify(v *view) {
-	r.reports.update(func(s *replay.Status) {
+	r.reports.Update(func(s *replica.Status) {
 		if l := v.local; l != nil && l.image != nil {
 			s.LocalID = l.image.ID
 			if l.name != "" {
@@ -319,9 +252,9 @@ func (r *Replayer) identify(v *view) {
 
 // register makes the remote journal keep its entries for us.
 func (r *Replayer) register(ctx context.Context, v *view) error {
-	j := r.remote.journal(v.remote.image.ID)
+	j := journalOf(r.pair.Remote, v.remote.image.ID)
 	data := &format.PeerClient{ImageID: v.step.Image, State: format.Replaying}
-	err := do(ctx, &r.calls, r.opts.CallTimeout, func() error {
+	err := replica.Do(ctx, &r.pair.Calls, r.opts.CallTimeout, func() error {
 		err := j.Register(r.cfg.Local.MirrorUUID, data)
 		if ceph.Is(err, syscall.EEXIST) {
 			err = nil
@@ -329,28 +262,28 @@ func (r *Replayer) register(ctx context.Context, v *view) error {
 		return err
 	})
 	if err != nil {
-		return remotely(fmt.Errorf("registering with the remote journal: %w", err))
+		return replica.Remotely(fmt.Errorf("registering with the remote journal: %w", err))
 	}
-	r.calls.wg.Go(func() { _ = j.Notify() })
+	r.pair.Calls.Go(func() { _ = j.Notify() })
 	return nil
 }
 
 // updatePeer replaces what our client says in the remote journal.
 func (r *Replayer) updatePeer(ctx context.Context, image string, data *format.PeerClient) error {
-	j := r.remote.journal(image)
-	err := do(ctx, &r.calls, r.opts.CallTimeout, func() error { return j.UpdateData(r.cfg.Local.MirrorUUID, data) })
+	j := journalOf(r.pair.Remote, image)
+	err := replica.Do(ctx, &r.pair.Calls, r.opts.CallTimeout, func() error { return j.UpdateData(r.cfg.Local.MirrorUUID, data) })
 	if err != nil {
-		return remotely(fmt.Errorf("updating our client of the remote journal: %w", err))
+		return replica.Remotely(fmt.Errorf("updating our client of the remote journal: %w", err))
 	}
-	r.calls.wg.Go(func() { _ = j.Notify() })
+	r.pair.Calls.Go(func() { _ = j.Notify() })
 	return nil
 }
 
 func (r *Replayer) doomed(id string) deletion.Image {
 	return deletion.Image{
-		Conn: r.cfg.Local.Conn, IO: r.local.ioctx, ID: id, Lease: r.cfg.Lease, Log: r.log,
+		Conn: r.cfg.Local.Conn, IO: r.pair.Local.IO, ID: id, Lease: r.cfg.Lease, Log: r.log,
 		Primary: func(*store.Image) (bool, error) {
-			newest, _, err := r.local.journal(id).Owner()
+			newest, _, err := journalOf(r.pair.Local, id).Owner()
 			if ceph.Is(err, syscall.ENOENT) {
 				return false, nil // no journal, or one that was never complete
 			}
@@ -370,21 +303,21 @@ func (r *Replayer) delete(ctx context.Context, v *view) error {
 	if v.step.Resync {
 		text = "resync requested"
 	} else {
-		delay = deletion.Delay(r.cfg.Local.Conn, r.local.ioctx, v.local.head)
+		delay = deletion.Delay(r.cfg.Local.Conn, r.pair.Local.IO, v.local.head)
 	}
 	opts := deletion.MoveOptions{Delay: delay, Allowed: func(*store.Image) error {
-		newest, master, err := r.local.journal(id).Owner()
+		newest, master, err := journalOf(r.pair.Local, id).Owner()
 		if err != nil {
 			return err
 		}
 		linked := newest.MirrorUUID == r.cfg.Remote.MirrorUUID
-		asked := v.step.Resync && (master.ResyncRequested || r.tune.ResyncAfterDisconnect)
+		asked := v.step.Resync && (master.ResyncRequested || r.tuning(v.local.head).ResyncAfterDisconnect)
 		if newest.MirrorUUID == format.LocalUUID || !linked && !asked {
 			return errNoLonger
 		}
 		return nil
 	}}
-	r.set(replay.StateStopped, text, replay.Stopping)
+	r.set(replica.StateStopped, text, replica.Stopping)
 	r.log.Info().Str("id", id).Str("why", v.step.Why).Dur("delay", delay).Msg("moving the local image to the trash")
 	if err := deletion.Move(ctx, r.doomed(id), opts); err != nil {
 		return err
@@ -397,7 +330,7 @@ func (r *Replayer) delete(ctx context.Context, v *view) error {
 
 // resetJournal makes the journal of an image in the trash one of its own.
 func (r *Replayer) resetJournal(id string) error {
-	j := r.local.journal(id)
+	j := journalOf(r.pair.Local, id)
 	g, err := j.Geometry()
 	if ceph.Is(err, syscall.ENOENT) {
 		return nil
@@ -405,39 +338,34 @@ func (r *Replayer) resetJournal(id string) error {
 	if err != nil {
 		return err
 	}
-	data, err := r.local.dataContext(g.Pool)
+	data, err := r.pair.Local.DataContext(g.Pool)
 	if err != nil {
 		return err
 	}
 	if err := j.Remove(data, g); err != nil {
 		return err
 	}
-	if _, err := store.NewHeader(r.local.ioctx, id).Load(); ceph.Is(err, syscall.ENOENT) {
+	if _, err := store.NewHeader(r.pair.Local.IO, id).Load(); ceph.Is(err, syscall.ENOENT) {
 		return nil // it is purged already
 	}
 	pool := g.Pool
-	if pool == r.local.ioctx.GetPoolID() {
+	if pool == r.pair.Local.IO.GetPoolID() {
 		pool = -1
 	}
 	return j.Create(g.Order, g.Splay, pool, format.LocalUUID)
 }
-
-// heldLock is the exclusive lock on the local image.
-type heldLock struct{ image, cookie string }
-
-func (l heldLock) held() bool { return l.image != "" }
 
 // rofs is what requests for the lock are answered with: that it is not given up.
 var rofs = cls.EncodeHeaderResponse(-int32(syscall.EROFS))
 
 // watchLocal watches the header of the local image and that of its journal.
 func (r *Replayer) watchLocal(id string) error {
-	if r.watch != nil && r.watchedID == id && r.watch.err() == nil && r.localLog != nil && r.localLogID == id && r.localLog.err() == nil {
+	if r.watch != nil && r.watchedID == id && r.watch.Err() == nil && r.localLog != nil && r.localLogID == id && r.localLog.Err() == nil {
 		return nil
 	}
 	r.letGo()
-	own := r.local.client
-	w, err := newWatch(r.local.ioctx, store.HeaderObject(id), func(n *ceph.Notification) []byte {
+	own := r.pair.Local.Client
+	w, err := replica.NewWatch(r.pair.Local.IO, store.HeaderObject(id), func(n *ceph.Notification) []byte {
 		if n == nil || n.Notifier == own {
 			poke(r.check)
 			return nil
@@ -464,12 +392,12 @@ func (r *Replayer) watchLocal(id string) error {
 
 // watchLocalLog watches the header of the local journal.
 func (r *Replayer) watchLocalLog(id string) (err error) {
-	if r.localLog != nil && r.localLogID == id && r.localLog.err() == nil {
+	if r.localLog != nil && r.localLogID == id && r.localLog.Err() == nil {
 		return nil
 	}
 	r.unwatchLocalLog()
 	r.localLogID = id
-	r.localLog, err = newWatch(r.local.ioctx, format.HeaderName(id), func(*ceph.Notification) []byte {
+	r.localLog, err = replica.NewWatch(r.pair.Local.IO, format.HeaderName(id), func(*ceph.Notification) []byte {
 		poke(r.check)
 		return nil
 	})
@@ -479,7 +407,7 @@ func (r *Replayer) watchLocalLog(id string) (err error) {
 func (r *Replayer) unwatchLocalLog() {
 	if w := r.localLog; w != nil {
 		r.localLog = nil
-		if err := w.close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+		if err := w.Close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
 			r.log.Debug().Err(err).Msg("closing the watch on the local journal")
 		}
 	}
@@ -487,26 +415,20 @@ func (r *Replayer) unwatchLocalLog() {
 
 // watchRemote watches the header of the remote journal.
 func (r *Replayer) watchRemote(ctx context.Context, id string) error {
-	if r.remoteLog != nil && r.remoteLogID == id && r.remoteLog.err() == nil {
+	if r.remoteLog != nil && r.remoteLogID == id && r.remoteLog.Err() == nil {
 		return nil
 	}
 	r.unwatchRemote()
-	type result struct{ w *watch }
-	res, err := call(ctx, &r.calls, r.opts.CallTimeout, func() (result, error) {
-		w, err := newWatch(r.remote.ioctx, format.HeaderName(id), func(*ceph.Notification) []byte {
+	w, err := replica.Call(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (*replica.Watch, error) {
+		return replica.NewWatch(r.pair.Remote.IO, format.HeaderName(id), func(*ceph.Notification) []byte {
 			poke(r.heard)
 			return nil
 		})
-		if err == nil && ctx.Err() != nil {
-			_ = w.close()
-			return result{}, ctx.Err()
-		}
-		return result{w}, err
-	})
+	}, func(w *replica.Watch) { _ = w.Close() })
 	if err != nil {
-		return remotely(err)
+		return replica.Remotely(err)
 	}
-	r.remoteLog, r.remoteLogID = res.w, id
+	r.remoteLog, r.remoteLogID = w, id
 	return nil
 }
 
@@ -514,7 +436,7 @@ func (r *Replayer) watchRemote(ctx context.Context, id string) error {
 func (r *Replayer) unwatchRemote() {
 	if w := r.remoteLog; w != nil {
 		r.remoteLog = nil
-		r.calls.wg.Go(func() { _ = w.close() })
+		r.pair.Calls.Go(func() { _ = w.Close() })
 	}
 }
 
@@ -524,14 +446,14 @@ func (r *Replayer) letGo() {
 	r.unlock()
 	if w := r.watch; w != nil {
 		r.watch = nil
-		if err := w.close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+		if err := w.Close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
 			r.log.Debug().Err(err).Msg("closing the watch on the local image")
 		}
 	}
 	if id := r.watchedID; id != "" {
 		r.watchedID = ""
 		// A promotion looks again who is there when it hears this.
-		r.calls.wg.Go(func() { _ = store.NewHeader(r.local.ioctx, id).Notify() })
+		r.pair.Calls.Go(func() { _ = store.NewHeader(r.pair.Local.IO, id).Notify() })
 	}
 	if r.slot != nil {
 		r.slot()
@@ -542,73 +464,25 @@ func (r *Replayer) letGo() {
 // takeLock takes the exclusive lock on the local image, from a dead holder if need
 // be. It returns who held it before, empty for nobody.
 func (r *Replayer) takeLock(id string) (before string, err error) {
-	cookie := cls.AutoCookie(r.watch.watch.Cookie())
-	lock := store.NewLock(r.local.ioctx, store.HeaderObject(id))
-	for range 5 {
-		holder, err := lock.Holder()
-		if err != nil {
-			return "", err
-		}
-		if holder != nil {
-			before = name(holder.Entity.Num, holder.Cookie)
-			if before == r.lockName(cookie) {
-				r.lock = heldLock{id, cookie}
-				return before, nil
-			}
-			if err := r.breakLock(lock, *holder); err != nil {
-				return "", err
-			}
-		}
-		err = lock.Acquire(cookie)
-		if err == nil {
-			r.lock = heldLock{id, cookie}
-			return before, nil
-		}
-		if !ceph.Is(err, syscall.EBUSY) {
-			return "", err
-		}
+	lock, holder, err := r.pair.Lock(r.log, id, r.watch.Cookie())
+	if err != nil {
+		return "", err
 	}
-	return "", fmt.Errorf("the lock of the local image changes hands all the time: %w", syscall.EBUSY)
+	r.lock = lock
+	if holder != nil {
+		before = name(holder.Entity.Num, holder.Cookie)
+	}
+	return before, nil
 }
 
 // lockName is what the copy's record calls our lock.
-func (r *Replayer) lockName(cookie string) string { return name(int64(r.local.client), cookie) }
+func (r *Replayer) lockName(cookie string) string { return name(int64(r.pair.Local.Client), cookie) }
 
 func name(client int64, cookie string) string { return fmt.Sprintf("client.%d %s", client, cookie) }
 
-func (r *Replayer) breakLock(lock *store.Lock, holder cls.Locker) error {
-	if holder.Entity.Type == cls.EntityClient && holder.Entity.Num == int64(r.local.client) {
-		// A watch of ours that is gone. Only this process could have it.
-		alive, err := lock.Alive(holder)
-		if err != nil {
-			return err
-		}
-		if alive {
-			return fmt.Errorf("the local image is locked by another part of this process: %w", syscall.EBUSY)
-		}
-		return lock.Break(holder)
-	}
-	err := lock.BreakDead(r.cfg.Local.Conn, holder, false, 0)
-	switch {
-	case err == nil:
-		r.log.Info().Stringer("holder", holder.Entity).Stringer("address", holder.Addr).Msg("broke the lock of a dead client on the local image")
-		return nil
-	case ceph.Is(err, syscall.EAGAIN):
-		return fmt.Errorf("the local image is locked by %s at %s: %w", holder.Entity, holder.Addr, syscall.EBUSY)
-	case ceph.Is(err, syscall.ESTALE):
-		return nil
-	}
-	return err
-}
-
 // unlock releases the lock on the local image.
 func (r *Replayer) unlock() {
-	if !r.lock.held() {
-		return
-	}
 	l := r.lock
-	r.lock = heldLock{}
-	if err := store.NewLock(r.local.ioctx, store.HeaderObject(l.image)).Release(l.cookie); err != nil {
-		r.log.Debug().Err(err).Msg("releasing the lock of the local image")
-	}
+	r.lock = replica.Lock{}
+	r.pair.Unlock(r.log, l)
 }

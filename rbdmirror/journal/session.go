@@ -19,6 +19,8 @@ import (
 	"cephmirror/rbdmirror/journal/plan"
 	"cephmirror/rbdmirror/journal/stream"
 	"cephmirror/rbdmirror/journal/target"
+	"cephmirror/rbdmirror/replica"
+	"cephmirror/rbdmirror/store"
 )
 
 var (
@@ -67,7 +69,10 @@ type session struct {
 	target *target.Target
 	memory share
 	tune   tuning
-	calls  *calls
+	// retune returns how to go about it from now on, for the image as it is now.
+	retune func(*store.Image) tuning
+	tuned  time.Time
+	calls  *replica.Calls
 	report func(lag.Report, *counters)
 	// heard is filled when the source's journal tells of a change, check when
 	// the local image or its journal does; kick to look at once.
@@ -89,6 +94,7 @@ type session struct {
 	looking, committing, checking, trimming bool
 
 	work     plan.Work // under way
+	changed  bool      // an operation was carried out
 	ops      bool      // it commits by itself
 	progress plan.Progress
 	failures int
@@ -130,6 +136,7 @@ const (
 	maxRetry      = 15 * time.Second
 	trimAge       = 5 * time.Second
 	finishAge     = 5 * time.Second
+	tuneAge       = time.Second
 	// heldLimit is how much may wait for the end of an operation.
 	heldLimit = 4 * maxShare
 )
@@ -137,6 +144,7 @@ const (
 // run follows the journal. It returns why it ends; nothing is under way then, but
 // reads and calls to the source that hang.
 func (s *session) run(ctx context.Context, rec plan.Record) error {
+	s.adjust(time.Now())
 	s.events, s.gone = make(chan func(), 64), make(chan struct{})
 	s.reader = stream.New(stream.Geometry{Order: s.source.geometry.Order, Splay: s.source.geometry.Splay}, rec.Done, s.header.Minimum)
 	s.planner = plan.New(s.source.geometry.Splay, rec.Progress)
@@ -204,12 +212,22 @@ func (s *session) loop(ctx context.Context) error {
 	}
 }
 
+// adjust takes over options that were changed. Nothing may be under way that
+// changes the image.
+func (s *session) adjust(now time.Time) {
+	s.tune, s.tuned = s.retune(s.target.Header()), now
+}
+
 // step starts all that can be started now.
 func (s *session) step(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
 	now := time.Now()
+	if s.work == nil && (s.changed || now.Sub(s.tuned) > tuneAge) {
+		s.changed = false
+		s.adjust(now)
+	}
 	if err := s.take(now); err != nil {
 		s.end(err)
 	}
@@ -323,7 +341,7 @@ func (s *session) fetch(ctx context.Context, now time.Time) {
 	}
 	_, planned := s.planner.Queued()
 	for _, f := range s.reader.Want(s.room() - planned) {
-		s.calls.wg.Go(func() {
+		s.calls.Go(func() {
 			data, err := objects.Read(ctx, s.source.data, s.source.geometry.Object(f.Object), f.Offset, f.Length)
 			s.post(func() { s.fetched(f, data, err) })
 		})
@@ -356,7 +374,7 @@ func (s *session) trouble(err error) {
 	s.retry = time.Now().Add(min(retryAge<<min(s.failures-1, 6), maxRetry))
 	s.log.Debug().Err(err).Int("failures", s.failures).Msg("the remote journal")
 	if s.failures > 3 || ceph.Is(err, syscall.ESHUTDOWN, syscall.EPERM, syscall.EACCES, syscall.ENOENT) {
-		s.end(remotely(err))
+		s.end(replica.Remotely(err))
 	}
 }
 
@@ -394,12 +412,12 @@ func (s *session) look(ctx context.Context, now time.Time) {
 	if len(s.tags) == 0 {
 		known = 0
 	}
-	s.calls.wg.Go(func() {
+	s.calls.Go(func() {
 		type seen struct {
 			header *objects.Header
 			tags   []lineage.Tag
 		}
-		got, err := call(ctx, s.calls, s.tune.callTimeout, func() (seen, error) {
+		got, err := replica.Ask(ctx, s.calls, s.tune.callTimeout, func() (seen, error) {
 			h, err := s.source.journal.Look()
 			if err != nil {
 				return seen{}, err
@@ -489,7 +507,7 @@ func (s *session) start(ctx context.Context) {
 	s.work = w
 	if e, ok := w.(*plan.Epoch); ok {
 		data, known := s.tags[e.Tag]
-		s.calls.wg.Go(func() {
+		s.calls.Go(func() {
 			newest, err := s.enter(ctx, e.Tag, data, known)
 			s.post(func() {
 				s.work = nil
@@ -512,7 +530,7 @@ func (s *session) start(ctx context.Context) {
 		s.lastCheckpoint = began
 	}
 	works := s.more(w)
-	s.calls.wg.Go(func() {
+	s.calls.Go(func() {
 		if op {
 			// Another daemon that goes on for us must not carry out more than
 			// this one operation again.
@@ -576,13 +594,14 @@ func (s *session) tellSource(ctx context.Context, ps format.Positions) {
 	if len(ps) == 0 {
 		return
 	}
-	if err := do(ctx, s.calls, s.tune.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) }); err != nil {
+	if err := replica.Do(ctx, s.calls, s.tune.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) }); err != nil {
 		s.log.Debug().Err(err).Msg("committing to the remote journal around an operation")
 	}
 }
 
 // done takes in that steps have ended.
 func (s *session) done(sums []done, progress plan.Progress, err error) {
+	s.changed = s.changed || s.ops
 	s.work, s.ops = nil, false
 	now := time.Now()
 	s.progress = progress
@@ -618,9 +637,9 @@ func (s *session) enter(ctx context.Context, tag uint64, data format.TagData, kn
 		return format.TagData{}, errResync
 	}
 	if !known {
-		t, err := call(ctx, s.calls, s.tune.callTimeout, func() (lineage.Tag, error) { return s.source.journal.Tag(tag) })
+		t, err := replica.Ask(ctx, s.calls, s.tune.callTimeout, func() (lineage.Tag, error) { return s.source.journal.Tag(tag) })
 		if err != nil {
-			return format.TagData{}, remotely(fmt.Errorf("reading epoch %d: %w", tag, err))
+			return format.TagData{}, replica.Remotely(fmt.Errorf("reading epoch %d: %w", tag, err))
 		}
 		data = t.TagData
 	}
@@ -640,7 +659,7 @@ func (s *session) enter(ctx context.Context, tag uint64, data format.TagData, kn
 		return format.TagData{}, localError{err}
 	}
 	s.log.Debug().Uint64("remote", tag).Uint64("local", id).Stringer("epoch", next).Msg("a new epoch")
-	s.calls.wg.Go(func() { _ = s.local.Notify() })
+	s.calls.Go(func() { _ = s.local.Notify() })
 	return next, nil
 }
 
@@ -665,8 +684,8 @@ func (s *session) commit(ctx context.Context, now time.Time) {
 		return
 	}
 	s.committing, s.lastCommit = true, now
-	s.calls.wg.Go(func() {
-		err := do(ctx, s.calls, s.tune.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) })
+	s.calls.Go(func() {
+		err := replica.Do(ctx, s.calls, s.tune.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) })
 		s.post(func() {
 			s.committing = false
 			if err != nil {
@@ -677,7 +696,7 @@ func (s *session) commit(ctx context.Context, now time.Time) {
 			s.answer(nil)
 		})
 		if err == nil {
-			_ = do(ctx, s.calls, s.tune.callTimeout, s.source.journal.Notify)
+			_ = replica.Do(ctx, s.calls, s.tune.callTimeout, s.source.journal.Notify)
 		}
 	})
 }
@@ -703,7 +722,7 @@ func (s *session) startCheck(ctx context.Context) {
 		return
 	}
 	s.checking = true
-	s.calls.wg.Go(func() {
+	s.calls.Go(func() {
 		owner, master, err := s.local.Owner()
 		s.post(func() {
 			s.checking = false
@@ -730,6 +749,9 @@ func (s *session) due(now time.Time) time.Duration {
 			wait = min(wait, minPoll*4-now.Sub(s.lastCommit))
 		}
 	}
+	if s.next != nil && s.tune.delay > 0 {
+		wait = min(wait, s.tune.delay-s.clock.Age(s.next.Time, now))
+	}
 	if now.Before(s.retry) {
 		wait = max(wait, s.retry.Sub(now))
 	}
@@ -752,10 +774,10 @@ func (s *session) tell() {
 	r := lag.Report{
 		Image: s.master, Copied: done, EntriesBehind: s.behind(),
 		EntriesPerSecond: s.count.entries.PerSecond(now), BytesPerSecond: s.count.payload.PerSecond(now),
-		Mode: "merged",
+		Mode: Merged,
 	}
 	if s.tune.strict {
-		r.Mode = "strict"
+		r.Mode = Strict
 	}
 	if r.EntriesBehind > 0 {
 		r.BytesBehind = max(uint64(queued), uint64(float64(r.EntriesBehind)*s.average))
@@ -798,12 +820,12 @@ func (s *session) finish(reason error) {
 	if !ok || any && first.Compare(told) <= 0 || errors.Is(reason, errUnregistered) {
 		return
 	}
-	err := do(ctx, s.calls, finishAge, func() error { return s.source.journal.Commit(s.source.client, ps) })
+	err := replica.Do(ctx, s.calls, finishAge, func() error { return s.source.journal.Commit(s.source.client, ps) })
 	if err != nil {
 		s.log.Debug().Err(err).Msg("committing to the remote journal at the end")
 		return
 	}
-	s.calls.wg.Go(func() { _ = s.source.journal.Notify() })
+	s.calls.Go(func() { _ = s.source.journal.Notify() })
 }
 
 // trim removes what nobody needs of the source, which is the business of all who
@@ -814,12 +836,12 @@ func (s *session) trim(ctx context.Context, now time.Time) {
 	}
 	s.trimming, s.lastTrim = true, now
 	header := s.header
-	s.calls.wg.Go(func() {
-		_, err := call(ctx, s.calls, s.tune.callTimeout, func() (bool, error) {
+	s.calls.Go(func() {
+		_, err := replica.Ask(ctx, s.calls, s.tune.callTimeout, func() (bool, error) {
 			return s.source.journal.Trim(s.source.data, s.source.geometry, header)
 		})
 		if err == nil {
-			_ = do(ctx, s.calls, s.tune.callTimeout, s.source.journal.Notify)
+			_ = replica.Do(ctx, s.calls, s.tune.callTimeout, s.source.journal.Notify)
 		}
 		s.post(func() {
 			s.trimming = false

@@ -6,78 +6,18 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/journal/course"
 	"cephmirror/rbdmirror/journal/format"
 	"cephmirror/rbdmirror/journal/objects"
 	"cephmirror/rbdmirror/journal/target"
-	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
-// side is one cluster's pool and namespace, opened.
-type side struct {
-	replay.Side
-	client  uint64 // this client's number
-	pool    *rados.IOContext
-	ioctx   *rados.IOContext
-	records *store.Mirroring
-	peers   *store.Mirroring
-	dir     *store.Directory
-	// data are further contexts, kept until the end because a call that hangs may
-	// still use them.
-	data map[int64]*rados.IOContext
-}
-
-func openSide(s replay.Side) (*side, error) {
-	pool, err := ceph.OpenPool(s.Conn, s.Pool)
-	if err != nil {
-		return nil, err
-	}
-	ioctx, err := ceph.OpenPool(s.Conn, s.Pool)
-	if err != nil {
-		pool.Destroy()
-		return nil, err
-	}
-	ioctx.SetNamespace(s.Namespace)
-	return &side{
-		Side: s, client: s.Conn.GetInstanceID(), pool: pool, ioctx: ioctx,
-		records: store.NewMirroring(ioctx), peers: store.NewMirroring(pool),
-		dir: store.NewDirectory(ioctx), data: map[int64]*rados.IOContext{},
-	}, nil
-}
-
-func (s *side) close() {
-	if s == nil {
-		return
-	}
-	for _, d := range s.data {
-		d.Destroy()
-	}
-	s.ioctx.Destroy()
-	s.pool.Destroy()
-}
-
-// dataContext returns a context of a pool, in the image's namespace. It stays open.
-func (s *side) dataContext(pool int64) (*rados.IOContext, error) {
-	if pool < 0 {
-		pool = s.ioctx.GetPoolID()
-	}
-	if d, ok := s.data[pool]; ok {
-		return d, nil
-	}
-	d, err := store.PoolContext(s.Conn, pool, s.Namespace)
-	if err != nil {
-		return nil, err
-	}
-	s.data[pool] = d
-	return d, nil
-}
-
-func (s *side) journal(image string) *objects.Journal { return objects.New(s.ioctx, image) }
+// journalOf returns the journal of an image of a side.
+func journalOf(s *replica.Side, image string) *objects.Journal { return objects.New(s.IO, image) }
 
 // seen is what one side says of the image.
 type seen struct {
@@ -94,20 +34,20 @@ type seen struct {
 
 // look reads all of the image. other is the mirror uuid of the other side, if its
 // client in the journal matters.
-func (s *side) look(globalID, other string) (*seen, error) {
+func lookAt(s *replica.Side, globalID, other string) (*seen, error) {
 	out := &seen{}
 	var err error
-	if out.uuid, err = s.peers.UUID(); err != nil && !ceph.Is(err, syscall.ENOENT) {
+	if out.uuid, err = s.Peers.UUID(); err != nil && !ceph.Is(err, syscall.ENOENT) {
 		return nil, err
 	}
-	id, err := s.records.ImageID(globalID)
+	id, err := s.Records.ImageID(globalID)
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	record, err := s.records.Image(id)
+	record, err := s.Records.Image(id)
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
 	}
@@ -116,10 +56,10 @@ func (s *side) look(globalID, other string) (*seen, error) {
 	}
 	img := &course.Image{ID: id, Record: record}
 	out.image = img
-	if out.name, err = s.dir.Name(id); err != nil && !ceph.Is(err, syscall.ENOENT) {
+	if out.name, err = s.Dir.Name(id); err != nil && !ceph.Is(err, syscall.ENOENT) {
 		return nil, err
 	}
-	out.head, err = store.NewHeader(s.ioctx, id).Load()
+	out.head, err = store.NewHeader(s.IO, id).Load()
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
 	}
@@ -130,7 +70,7 @@ func (s *side) look(globalID, other string) (*seen, error) {
 	if record.Mode != cls.ImageModeJournal {
 		return out, nil
 	}
-	j := s.journal(id)
+	j := journalOf(s, id)
 	img.Newest, img.Master, err = j.Owner()
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
@@ -176,13 +116,16 @@ const disablingGrace = 15 * time.Second
 
 // look reads both images and decides.
 func (r *Replayer) look(ctx context.Context) (*view, error) {
-	remote, err := call(ctx, &r.calls, r.opts.CallTimeout, func() (*seen, error) {
-		return r.remote.look(r.cfg.GlobalID, r.cfg.Local.MirrorUUID)
+	remote, err := replica.Ask(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (*seen, error) {
+		return lookAt(r.pair.Remote, r.cfg.GlobalID, r.cfg.Local.MirrorUUID)
 	})
 	if err == nil && remote.uuid != r.cfg.Remote.MirrorUUID {
 		err = errUnmirrored
 	}
-	local, lerr := r.local.look(r.cfg.GlobalID, "")
+	if opts, oerr := r.pair.Local.Options(); oerr == nil {
+		r.overrides = opts
+	}
+	local, lerr := lookAt(r.pair.Local, r.cfg.GlobalID, "")
 	if lerr != nil {
 		return nil, fmt.Errorf("reading the local image: %w", lerr)
 	}
@@ -191,17 +134,17 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 			// Of an image that is primary here nothing else need be known.
 			return &view{local: local, remote: &seen{}, step: course.Step{Kind: course.LocalPrimary, Text: "local image is primary"}}, nil
 		}
-		return nil, remotely(fmt.Errorf("reading the remote image: %w", err))
+		return nil, replica.Remotely(fmt.Errorf("reading the remote image: %w", err))
 	}
 	in := course.Input{
 		Local: local.image, Remote: remote.image,
 		LocalUUID: r.cfg.Local.MirrorUUID, RemoteUUID: r.cfg.Remote.MirrorUUID,
 		Client: remote.client, Peer: remote.peer, Tags: remote.in.Tags,
-		ResyncAfterDisconnect: r.tune.ResyncAfterDisconnect,
+		ResyncAfterDisconnect: r.tuning(local.head).ResyncAfterDisconnect,
 		DisablingSeen:         !r.disabling.IsZero() && time.Since(r.disabling) > disablingGrace,
 	}
 	if l := local.image; l != nil && l.Header && remote.image != nil {
-		rec, err := target.ReadRecord(r.local.ioctx, l.ID)
+		rec, err := target.ReadRecord(r.pair.Local.IO, l.ID)
 		if err != nil && !ceph.Is(err, syscall.ENOENT) {
 			return nil, err
 		}

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/objectmap"
 	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
@@ -70,7 +69,7 @@ func (e *editor) unprotect(ctx context.Context, id uint64) error {
 	if err := e.h.SetProtection(id, cls.Unprotecting); err != nil {
 		return err
 	}
-	used, err := e.oldClones(id)
+	used, err := e.r.pair.Local.Local().OldClones(e.head.ID, id)
 	if err != nil {
 		return err
 	}
@@ -86,46 +85,11 @@ func (e *editor) unprotect(ctx context.Context, id uint64) error {
 	return e.reload()
 }
 
-// oldClones reports whether any pool has a clone of the snapshot of the kind
-// that the parent's header does not know of.
-func (e *editor) oldClones(id uint64) (bool, error) {
-	if e.r.local.Namespace != "" {
-		return false, nil // there are none outside the default namespace
-	}
-	pools, err := e.r.local.Conn.ListPools()
-	if err != nil {
-		return false, fmt.Errorf("listing pools: %w", err)
-	}
-	spec := cls.ParentSpec{PoolID: e.r.local.ioctx.GetPoolID(), ImageID: e.head.ID, SnapID: id}
-	for _, pool := range pools {
-		ioctx, err := e.r.local.Conn.OpenIOContext(pool)
-		if ceph.Is(err, syscall.ENOENT) {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("opening pool %s: %w", pool, err)
-		}
-		list, err := store.OldChildren(ioctx, spec)
-		ioctx.Destroy()
-		// Pools that are not RBD's, or that are none of this client's business.
-		if ceph.Is(err, syscall.ENOENT, syscall.EOPNOTSUPP, syscall.EPERM, syscall.EACCES) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if len(list) > 0 {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
 // apply gives the local image what else the remote one had at the snapshot:
 // names, features, metadata, protection, and no snapshots that it had not.
 func (e *editor) apply(ctx context.Context, v *view) error {
 	sync := v.step.Sync
-	want, err := e.r.local.states.Read(e.head.ID, sync.Local)
+	want, err := e.r.pair.Local.States.Read(e.head.ID, sync.Local)
 	if err != nil {
 		return err
 	}
@@ -156,7 +120,7 @@ func (e *editor) apply(ctx context.Context, v *view) error {
 func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
 	switch c.Kind {
 	case plan.RenameImage:
-		err := e.r.rename(v.local.image.Name, c.Name, e.head.ID)
+		err := e.r.pair.Local.Local().Rename(v.local.image.Name, c.Name, e.head.ID)
 		if ceph.Is(err, syscall.EEXIST) {
 			// The name may become free. It must not keep the data from being
 			// carried over.
@@ -165,7 +129,7 @@ func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
 		}
 		if err == nil {
 			v.local.image.Name = c.Name
-			e.r.reports.update(func(s *Status) { s.LocalName = c.Name })
+			e.r.reports.Update(func(s *replica.Status) { s.LocalName = c.Name })
 		}
 		return err
 	case plan.SetFeatures:
@@ -195,27 +159,6 @@ func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
 		return err
 	}
 	return nil
-}
-
-// rename renames the local image. It can be repeated when it broke off.
-func (r *Replayer) rename(from, to, id string) error {
-	err := r.local.dir.CreateID(to, id)
-	if ceph.Is(err, syscall.EEXIST) {
-		if have, gerr := r.local.dir.GetID(to); gerr != nil || have != id {
-			return err
-		}
-		err = nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := r.local.dir.Rename(from, to, id); err != nil {
-		if ceph.Is(err, syscall.EEXIST) {
-			_ = r.local.dir.RemoveID(to)
-		}
-		return err
-	}
-	return r.local.dir.RemoveID(from)
 }
 
 // setFeatures changes features. Object maps are made, or removed, with it.
@@ -368,14 +311,14 @@ func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
 	}
 	spec := e.head.Parent
 	if !spec.Exists() {
-		p, err := e.r.findParent(ctx, v)
+		p, err := e.r.pair.FindParent(ctx, v.remote.head)
 		if err != nil {
 			return err
 		}
-		if err := e.r.attachChild(p, e.head.ID, e.h); err != nil {
+		if err := e.r.pair.AttachChild(p, e.h, e.head.ID); err != nil {
 			return err
 		}
-		spec = p.spec
+		spec = p.Spec
 	}
 	if err := e.change(cls.ParentAttach(spec, *want, spec == e.head.Parent)); err != nil {
 		return fmt.Errorf("attaching the parent: %w", err)
@@ -429,7 +372,7 @@ func (e *editor) detachParent() error {
 		}
 	}
 	if last {
-		if err := e.r.detachChild(e.head, e.h); err != nil {
+		if err := e.r.pair.Local.Local().DetachChild(e.head, e.h); err != nil {
 			return err
 		}
 	}
@@ -454,10 +397,5 @@ func (e *editor) releaseParent(id uint64) error {
 			return nil
 		}
 	}
-	return e.r.detachChild(e.head, e.h)
-}
-
-// poolContext opens a local pool for a short while.
-func (r *Replayer) poolContext(id int64, namespace string) (*rados.IOContext, error) {
-	return store.PoolContext(r.local.Conn, id, namespace)
+	return e.r.pair.Local.Local().DetachChild(e.head, e.h)
 }

@@ -23,6 +23,7 @@ import (
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/replay"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 	"cephmirror/test/rbdimage"
 	"cephmirror/test/rbdsite"
@@ -114,13 +115,13 @@ type player struct {
 	cancel context.CancelFunc
 	r      *replay.Replayer
 	done   chan struct{}
-	out    replay.Outcome
+	out    replica.Outcome
 	err    error
 
 	writers sync.WaitGroup
 
 	mu  sync.Mutex
-	all []replay.Status
+	all []replica.Status
 }
 
 // watchMirroring keeps a connection up in the eyes of the cluster.
@@ -154,7 +155,7 @@ func watchMirroring(t *testing.T, conn *rados.Conn, pool string) (stop func()) {
 }
 
 // play starts a daemon for an image on s. It ends with the test.
-func (p *pair) play(s *site, gid string, change ...func(*replay.Config)) *player {
+func (p *pair) play(s *site, gid string, change ...func(*replica.Config)) *player {
 	p.t.Helper()
 	o := p.other(s)
 	local, remote := s.Dial(), o.Dial()
@@ -162,14 +163,14 @@ func (p *pair) play(s *site, gid string, change ...func(*replay.Config)) *player
 	pl := &player{p: p, local: s, gid: gid, done: make(chan struct{})}
 	news := []chan cls.SiteStatus{make(chan cls.SiteStatus, 1), make(chan cls.SiteStatus, 1)}
 	writers := []*store.Mirroring{store.NewMirroring(s.On(local, p.pool, "")), store.NewMirroring(o.On(remote, p.pool, ""))}
-	cfg := replay.Config{
+	cfg := replica.Config{
 		Log:      zerolog.New(zerolog.NewTestWriter(p.t)).With().Timestamp().Str("on", s.name).Logger(),
 		GlobalID: gid,
-		Local:    replay.Side{Conn: local, Pool: p.pool, MirrorUUID: s.uuid(p), SiteName: s.name},
-		Remote:   replay.Side{Conn: remote, Pool: p.pool, MirrorUUID: o.uuid(p), SiteName: o.name},
+		Local:    replica.Site{Conn: local, Pool: p.pool, MirrorUUID: s.uuid(p), SiteName: s.name},
+		Remote:   replica.Site{Conn: remote, Pool: p.pool, MirrorUUID: o.uuid(p), SiteName: o.name},
 		Memory:   imagesync.NewBudget(imagesync.DefaultBudget),
-		Options:  replay.Options{RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, PollInterval: 5 * time.Second},
-		Report: func(st replay.Status) {
+		Options:  replica.Options{RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, PollInterval: 5 * time.Second},
+		Report: func(st replica.Status) {
 			pl.mu.Lock()
 			pl.all = append(pl.all, st)
 			pl.mu.Unlock()
@@ -224,7 +225,7 @@ func (pl *player) stop() time.Duration {
 	return took
 }
 
-func (pl *player) status() replay.Status { return pl.r.Status() }
+func (pl *player) status() replica.Status { return pl.r.Status() }
 
 // eventually waits until a condition holds.
 func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
@@ -262,7 +263,7 @@ func (pl *player) wait(m rbdimage.Maker, snap uint64) rbdimage.Maker {
 }
 
 // waitState waits for a status with this text in it.
-func (pl *player) waitState(state replay.State, text string) {
+func (pl *player) waitState(state replica.State, text string) {
 	pl.p.t.Helper()
 	eventually(pl.p.t, 20*time.Second, text, func() error {
 		if st := pl.status(); st.State != state || !strings.Contains(st.Description, text) {
@@ -369,7 +370,7 @@ func TestLiveFirst(t *testing.T) {
 	second := m.MirrorSnap()
 	pl := p.play(p.b, m.GlobalID())
 	pl.wait(m, second)
-	pl.waitState(replay.StateReplaying, `"replay_state":"idle"`)
+	pl.waitState(replica.StateReplaying, `"replay_state":"idle"`)
 	p.same(m)
 	_ = first
 
@@ -399,7 +400,7 @@ func TestLiveFirst(t *testing.T) {
 func (pl *player) demoted(m rbdimage.Maker) rbdimage.Maker {
 	pl.p.t.Helper()
 	c := pl.wait(m, m.Demote())
-	pl.waitState(replay.StateUnknown, "remote image demoted")
+	pl.waitState(replica.StateUnknown, "remote image demoted")
 	return c
 }
 
@@ -418,7 +419,7 @@ func TestLiveFailOver(t *testing.T) {
 	m.Fill(1, 0, 20*mib)
 	on := map[*site]*player{p.a: p.play(p.a, m.GlobalID()), p.b: p.play(p.b, m.GlobalID())}
 	on[p.b].wait(m, snap)
-	on[p.a].waitState(replay.StateStopped, "local image is primary")
+	on[p.a].waitState(replica.StateStopped, "local image is primary")
 	from, to := p.a, p.b
 	for round := range uint64(3) {
 		change(m, 10*round)
@@ -428,11 +429,11 @@ func TestLiveFailOver(t *testing.T) {
 		if out := to.Run("rbd", "object-map", "check", p.pool+"/img"); strings.Contains(out, "error") {
 			t.Error(out)
 		}
-		on[to].waitState(replay.StateStopped, "local image is primary")
+		on[to].waitState(replica.StateStopped, "local image is primary")
 		from, to, m = to, from, other
 		change(m, 10*round+5)
 		on[to].wait(m, m.MirrorSnap())
-		on[to].waitState(replay.StateReplaying, `"replay_state":"idle"`)
+		on[to].waitState(replica.StateReplaying, `"replay_state":"idle"`)
 		p.same(m)
 		t.Log(p.snapshots(p.a, "img"))
 		t.Log(p.snapshots(p.b, "img"))
@@ -458,21 +459,21 @@ func TestLiveSplitBrain(t *testing.T) {
 	pl := p.play(p.b, m.GlobalID())
 	pl.wait(m, snap)
 	c := pl.wait(m, m.MirrorSnap())
-	pl.waitState(replay.StateReplaying, "idle")
+	pl.waitState(replica.StateReplaying, "idle")
 	began := time.Now()
 	p.b.Run("rbd", "mirror", "image", "promote", "--force", p.pool+"/img")
 	t.Logf("promoted within %v", time.Since(began))
-	pl.waitState(replay.StateStopped, "")
+	pl.waitState(replica.StateStopped, "")
 	c.Fill(2, 10*mib, mib)
 	c.Snap("only here")
 	m.Fill(3, 12*mib, mib)
 	m.MirrorSnap()
 	c.Demote()
-	pl.waitState(replay.StateError, "split-brain")
+	pl.waitState(replica.StateError, "split-brain")
 	id := c.ID()
 	c.Resync()
 	pl.wait(m, m.MirrorSnap())
-	pl.waitState(replay.StateReplaying, "idle")
+	pl.waitState(replica.StateReplaying, "idle")
 	p.same(m)
 	if c.ID() != id {
 		t.Error("the image was made anew")
@@ -506,7 +507,7 @@ func TestLiveClones(t *testing.T) {
 	}
 	// Without its parent a clone waits and says for what.
 	for _, pl := range players {
-		pl.waitState(replay.StateError, "parent image does not exist: the parent "+p.pool+"/parent has no copy here yet")
+		pl.waitState(replica.StateError, "parent image does not exist: the parent "+p.pool+"/parent has no copy here yet")
 	}
 	pl := p.play(p.b, parent.GlobalID())
 	pl.wait(parent, snap)
@@ -528,7 +529,7 @@ func TestLiveClones(t *testing.T) {
 		m.RemoveSnap("b")
 		m.Fill(5, 0, 1000)
 		players[i].wait(m, m.MirrorSnap())
-		players[i].waitState(replay.StateReplaying, "idle")
+		players[i].waitState(replica.StateReplaying, "idle")
 		p.same(m)
 		eventually(t, 10*time.Second, "the clone to be detached", func() error {
 			if out := p.b.Run("rbd", "children", "--all", p.pool+"/parent@base"); strings.Contains(out, m.Name()) {
@@ -571,9 +572,9 @@ func TestLiveFrozen(t *testing.T) {
 	m.Snap("u")
 	m.Discard(0, mib)
 	good := m.MirrorSnap()
-	pl := p.play(p.b, m.GlobalID(), func(c *replay.Config) { c.Options.BytesPerSec = 24 * mib })
+	pl := p.play(p.b, m.GlobalID(), func(c *replica.Config) { c.Options.BytesPerSec = 24 * mib })
 	c := pl.wait(m, good)
-	pl.waitState(replay.StateReplaying, "idle")
+	pl.waitState(replica.StateReplaying, "idle")
 	m.Fill(2, 0, 100*mib)
 	m.Snap("too late")
 	m.MirrorSnap()
@@ -592,7 +593,7 @@ func TestLiveFrozen(t *testing.T) {
 	p.b.Run("rbd", "mirror", "image", "promote", "--force", p.pool+"/img")
 	stacks.Stop()
 	t.Logf("promoting took %v", time.Since(began))
-	pl.waitState(replay.StateStopped, "")
+	pl.waitState(replica.StateStopped, "")
 	c.Fill(9, 120*mib, mib) // nobody holds the lock
 	if took := pl.stopOnly(); took > 2*time.Second {
 		t.Errorf("stopping took %v", took)

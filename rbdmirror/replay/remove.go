@@ -6,11 +6,12 @@ import (
 
 	"cephmirror/rbdmirror/deletion"
 	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
 func (r *Replayer) doomed(id string) deletion.Image {
-	return deletion.Image{Conn: r.cfg.Local.Conn, IO: r.local.ioctx, ID: id, Lease: r.cfg.Lease, Log: r.log}
+	return deletion.Image{Conn: r.cfg.Local.Conn, IO: r.pair.Local.IO, ID: id, Lease: r.cfg.Lease, Log: r.log}
 }
 
 // purge removes what is left of a local image that was never complete, or whose
@@ -49,10 +50,10 @@ func (r *Replayer) delete(ctx context.Context, v *view) error {
 	}}
 	text := "resync requested"
 	if !v.step.Resync {
-		opts.Delay = deletion.Delay(r.cfg.Local.Conn, r.local.ioctx, head)
+		opts.Delay = deletion.Delay(r.cfg.Local.Conn, r.pair.Local.IO, head)
 		text = "remote image no longer exists"
 	}
-	r.set(StateStopped, text, Stopping)
+	r.set(replica.StateStopped, text, replica.Stopping)
 	r.log.Info().Str("id", head.ID).Str("why", v.step.Why).Dur("delay", opts.Delay).Msg("moving the local image to the trash")
 	return deletion.Move(ctx, r.doomed(head.ID), opts)
 }

@@ -5,90 +5,17 @@ import (
 	"time"
 
 	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/replica"
 )
 
-// reporter hands out the status, one change after the other.
-type reporter struct {
-	report func(Status)
-
-	mu  sync.Mutex
-	now Status
-}
-
-func (r *reporter) init(report func(Status)) { r.report = report }
-
-func (r *reporter) last() Status {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.now
-}
-
-// update changes the status and reports it if that makes a difference.
-func (r *reporter) update(change func(*Status)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	next := r.now
-	change(&next)
-	if next == r.now {
-		return
-	}
-	r.now = next
-	if r.report != nil {
-		r.report(next)
-	}
-}
-
 // set reports a state in which the image is not replayed.
-func (r *Replayer) set(state State, text string, phase Phase, more ...func(*Status)) {
-	r.reports.update(func(s *Status) {
-		s.State, s.Description, s.Phase = state, text, phase
-		s.Syncing, s.Err, s.NextTry, s.Failures = false, nil, time.Time{}, 0
-		s.wait("")
-		for _, m := range more {
-			m(s)
-		}
-	})
-}
-
-// wait notes what is waited for, and since when.
-func (s *Status) wait(what string) {
-	if s.WaitingFor == what {
-		return
-	}
-	s.WaitingFor, s.WaitingSince = what, time.Time{}
-	if what != "" {
-		s.WaitingSince = time.Now().Round(0)
-	}
-}
-
-// starting reports that replication begins. What has failed before stays in
-// sight until it works.
-func (r *Replayer) starting() {
-	r.reports.update(func(s *Status) {
-		s.Phase = Starting
-		if s.State != StateError {
-			s.State, s.Description = StateStartingReplay, "starting replay"
-		}
-	})
-}
-
-// failed reports a failure and when the next try is.
-func (r *Replayer) failed(text string, err error, failures int, next time.Time) {
-	r.reports.update(func(s *Status) {
-		s.State, s.Description, s.Phase = StateError, text, Starting
-		s.Syncing, s.Err, s.Failures, s.NextTry = false, err, failures, next.Round(0)
-		s.wait("")
-	})
-}
-
-// waiting notes what is waited for, whatever the state.
-func (r *Replayer) waiting(what string) {
-	r.reports.update(func(s *Status) { s.wait(what) })
+func (r *Replayer) set(state replica.State, text string, phase replica.Phase, more ...func(*replica.Status)) {
+	r.reports.Set(state, text, phase, more...)
 }
 
 // identify notes which images it is about.
 func (r *Replayer) identify(v *view) {
-	r.reports.update(func(s *Status) {
+	r.reports.Update(func(s *replica.Status) {
 		if v.local != nil && v.local.image != nil {
 			s.LocalID = v.local.image.ID
 			if v.local.image.Name != "" {
@@ -110,8 +37,8 @@ func (r *Replayer) identify(v *view) {
 func (r *Replayer) replayed(v *view, what string) {
 	remote, local := r.times(v)
 	text := r.past.Describe(plan.Replay{Remote: remote, Local: local, Left: v.step.Left}, time.Now())
-	r.set(StateReplaying, text, Replaying, func(s *Status) {
-		s.wait(what)
+	r.set(replica.StateReplaying, text, replica.Replaying, func(s *replica.Status) {
+		s.Wait(what)
 		s.RemoteTime, s.LocalTime, s.SnapshotsLeft = remote, local, v.step.Left
 	})
 }

@@ -8,12 +8,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"cephmirror/internal/ceph"
-	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
@@ -26,8 +24,6 @@ const (
 	// yieldFor is how long the lock is left to whoever wanted it, unless the
 	// header tells earlier what for.
 	yieldFor = 3 * time.Second
-	// roomPoll is how often it is tried whether a full pool has room again.
-	roomPoll = 10 * time.Second
 )
 
 var (
@@ -47,37 +43,24 @@ var (
 // back, nothing is written any more, the local image's lock is released and
 // "stopped" has been reported. It comes back soon even when the remote cluster
 // does not answer; calls to it that still hang are waited for by Drain.
-func (r *Replayer) Run(ctx context.Context) (Outcome, error) {
+func (r *Replayer) Run(ctx context.Context) (replica.Outcome, error) {
 	defer r.finish()
-	r.starting()
+	r.reports.Starting()
 	out, err := r.run(ctx)
 	r.letGo()
 	for _, f := range r.flushes.take() {
 		f <- errEnded
 	}
-	if out == OtherMode {
-		return out, err // somebody else goes on
-	}
-	text := "stopped"
-	r.reports.update(func(s *Status) { s.Phase = Stopping })
-	if out == Gone && r.Status().Description == "remote image no longer exists" {
-		text = "remote image no longer exists"
-	}
-	r.set(StateStopped, text, Stopped, func(s *Status) { s.Err = err })
+	r.reports.Ended(out, err)
 	return out, err
 }
 
 // finish closes everything once the calls that still hang have come back.
 func (r *Replayer) finish() {
 	if w := r.remoteWatch; w != nil {
-		r.calls.wg.Go(func() { _ = w.close() })
+		r.pair.Calls.Go(func() { _ = w.Close() })
 	}
-	go func() {
-		r.calls.wg.Wait()
-		r.remote.close()
-		r.local.close()
-		close(r.closed)
-	}()
+	r.pair.Close()
 }
 
 // letGo gives up all that keeps others from the local image, and everything
@@ -86,11 +69,11 @@ func (r *Replayer) letGo() {
 	r.unlock()
 	if w := r.watch; w != nil {
 		r.watch = nil
-		if err := w.close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+		if err := w.Close(); err != nil && !ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
 			r.log.Debug().Err(err).Msg("closing the watch on the local image")
 		}
 		// A forced promotion looks again who is there when it hears this.
-		r.calls.wg.Go(func() { _ = store.NewHeader(r.local.ioctx, w.image).Notify() })
+		r.pair.Calls.Go(func() { _ = store.NewHeader(r.pair.Local.IO, w.image).Notify() })
 	}
 	r.giveSlot()
 }
@@ -106,11 +89,11 @@ func (r *Replayer) giveSlot() {
 func (r *Replayer) unwatchRemote() {
 	if w := r.remoteWatch; w != nil {
 		r.remoteWatch = nil
-		r.calls.wg.Go(func() { _ = w.close() })
+		r.pair.Calls.Go(func() { _ = w.Close() })
 	}
 }
 
-func (r *Replayer) run(ctx context.Context) (Outcome, error) {
+func (r *Replayer) run(ctx context.Context) (replica.Outcome, error) {
 	failures := 0
 	poll := demotedPoll
 	for {
@@ -120,8 +103,8 @@ func (r *Replayer) run(ctx context.Context) (Outcome, error) {
 		switch {
 		case ctx.Err() != nil:
 			answer(waiters, errEnded)
-			return Ended, nil
-		case out != Ended:
+			return replica.Ended, nil
+		case out != replica.Ended:
 			answer(waiters, errEnded)
 			return out, err
 		case errors.Is(err, errRole):
@@ -143,21 +126,19 @@ func (r *Replayer) run(ctx context.Context) (Outcome, error) {
 			wait = yieldFor
 		case err != nil:
 			failures++
-			if wait = r.backoff(failures); noRoom(err) {
-				wait = min(wait, roomPoll)
-			}
-			text := r.explain(err)
-			r.failed(text, err, failures, time.Now().Add(wait))
+			wait = r.opts.Retry(err, failures)
+			text := replica.Explain(err, r.replaying)
+			r.reports.Failed(text, err, failures, time.Now().Add(wait))
 			r.log.Warn().Err(err).Int("failures", failures).Dur("retry_in", wait).Msg("replication of the image")
 			answer(waiters, err)
 			if errors.Is(err, imagesync.ErrUncertain) {
 				// The lock stays, until this client is shut out.
-				r.lock = heldLock{}
-				return LostLocal, err
+				r.lock = replica.Lock{}
+				return replica.LostLocal, err
 			}
 			r.unlock()
 			r.giveSlot()
-			if lost, ok := lostConnection(err); ok {
+			if lost, ok := replica.LostConnection(err); ok {
 				return lost, err
 			}
 		case v.step.Kind.Work():
@@ -213,103 +194,48 @@ func (f *flushes) putBack(w []chan error) {
 	f.waiting = append(w, f.waiting...)
 }
 
-// backoff returns how long to wait after that many failures in a row.
-func (r *Replayer) backoff(failures int) time.Duration {
-	d := r.opts.RetryMin << min(failures-1, 16)
-	d = min(d, r.opts.RetryMax)
-	return d/2 + rand.N(d)
-}
-
-// lostConnection reports whether a failure means that this client was shut out
-// of a cluster.
-func lostConnection(err error) (Outcome, bool) {
-	if !ceph.Is(err, syscall.ESHUTDOWN) {
-		return Ended, false
-	}
-	var remote remoteError
-	if errors.As(err, &remote) {
-		return LostRemote, true
-	}
-	return LostLocal, true
-}
-
-// explain says what a failure means, as stock does and then in our own words.
-func (r *Replayer) explain(err error) string {
-	what := "error bootstrapping replay: "
-	if r.replaying {
-		what = "failed to replay: "
-	}
-	if noRoom(err) {
-		what += "a local pool is full: "
-	}
-	return what + err.Error()
-}
-
-// noRoom reports whether a failure comes of a full local pool.
-func noRoom(err error) bool {
-	var remote remoteError
-	return ceph.Is(err, syscall.ENOSPC, syscall.EDQUOT) && !errors.As(err, &remote)
-}
-
-// open opens both sides.
-func (r *Replayer) open(ctx context.Context) error {
-	var err error
-	if r.local == nil {
-		if r.local, err = openSide(r.cfg.Local); err != nil {
-			return err
-		}
-	}
-	if r.remote == nil {
-		r.remote, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*side, error) { return openSide(r.cfg.Remote) }, (*side).close)
-		if err != nil {
-			return remoteError{err}
-		}
-	}
-	return nil
-}
-
 // pass looks at both images and takes one step. If that is work, it is done when
 // pass comes back; otherwise the state has been reported.
-func (r *Replayer) pass(ctx context.Context) (Outcome, *view, error) {
+func (r *Replayer) pass(ctx context.Context) (replica.Outcome, *view, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.lapse.Store(&cancel)
 	defer r.lapse.Store(nil)
 	out, v, err := r.passOnce(ctx)
 	if cause := context.Cause(ctx); errors.Is(cause, errRole) || errors.Is(cause, errYield) {
-		return Ended, v, cause
+		return replica.Ended, v, cause
 	}
 	return out, v, err
 }
 
-func (r *Replayer) passOnce(ctx context.Context) (Outcome, *view, error) {
-	if err := r.open(ctx); err != nil {
-		return Ended, nil, err
+func (r *Replayer) passOnce(ctx context.Context) (replica.Outcome, *view, error) {
+	if err := r.pair.Open(ctx, r.cfg.Local, r.cfg.Remote); err != nil {
+		return replica.Ended, nil, err
 	}
 	v, err := r.look(ctx)
 	if err != nil {
-		return Ended, nil, err
+		return replica.Ended, nil, err
 	}
 	r.identify(v)
 	if again, err := r.watches(ctx, v); err != nil || again {
 		if again {
 			v.step.Kind = plan.Prune // look again
 		}
-		return Ended, v, err
+		return replica.Ended, v, err
 	}
 	kind := v.step.Kind
 	if !kind.Work() {
 		return r.rest(v)
 	}
 	if !r.mayWrite() {
-		return Ended, v, errLease
+		return replica.Ended, v, errLease
 	}
 	if kind == plan.Copy && r.slot == nil && r.cfg.Throttle != nil {
 		// What was seen may be old by then.
-		return Ended, v, r.takeSlot(ctx, v)
+		return replica.Ended, v, r.takeSlot(ctx, v)
 	}
-	if (kind == plan.Copy || kind == plan.Prune) && !r.lock.held() {
-		return Ended, v, r.takeLock(ctx, v.local.image.ID)
+	if (kind == plan.Copy || kind == plan.Prune) && !r.lock.Held() {
+		return replica.Ended, v, r.takeLock(v.local.image.ID)
 	}
 	r.log.Debug().Stringer("step", kind).Str("why", v.step.Why).Uints64("snapshots", v.step.Snapshots).Msg("next step")
 	switch kind {
@@ -326,20 +252,20 @@ func (r *Replayer) passOnce(ctx context.Context) (Outcome, *view, error) {
 	case plan.Delete:
 		err = r.delete(ctx, v)
 		if err == nil && !v.step.Resync {
-			r.set(StateStopped, "remote image no longer exists", Stopped)
-			return Gone, v, nil
+			r.set(replica.StateStopped, "remote image no longer exists", replica.Stopped)
+			return replica.Gone, v, nil
 		}
 	default:
 		err = fmt.Errorf("no way to %s", kind)
 	}
-	return Ended, v, err
+	return replica.Ended, v, err
 }
 
 // watches makes the watches fit the step. again is true if one was made: what
 // happened before it was there has to be looked for.
 func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error) {
 	kind := v.step.Kind
-	if w := r.watch; w != nil && (!kind.Watch() || w.err() != nil || v.local.image == nil || v.local.image.ID != w.image) {
+	if w := r.watch; w != nil && (!kind.Watch() || w.Err() != nil || v.local.image == nil || v.local.image.ID != w.image) {
 		r.letGo()
 	}
 	if kind.Watch() && r.watch == nil && v.local.image != nil && v.local.head != nil {
@@ -351,19 +277,19 @@ func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error)
 	// The remote image is watched only while it is primary: its promotion
 	// would have to wait for us.
 	want := v.remote != nil && v.remote.head != nil && kind.Watch() && kind != plan.RemoteNotPrimary && kind != plan.RemoteDemoted
-	if w := r.remoteWatch; w != nil && (!want || w.err() != nil || w.image != v.remote.image.ID) {
-		if err := w.err(); ceph.Is(err, syscall.ESHUTDOWN) {
-			return false, remoteError{fmt.Errorf("watching the remote image: %w", err)}
+	if w := r.remoteWatch; w != nil && (!want || w.Err() != nil || w.image != v.remote.image.ID) {
+		if err := w.Err(); ceph.Is(err, syscall.ESHUTDOWN) {
+			return false, replica.Remotely(fmt.Errorf("watching the remote image: %w", err))
 		}
 		r.unwatchRemote()
 	}
 	if want && r.remoteWatch == nil {
 		id := v.remote.image.ID
-		r.remoteWatch, err = call(ctx, &r.calls, r.opts.CallTimeout, func() (*headerWatch, error) {
-			return watchHeader(r.remote.ioctx, id, r.remote.client, r.Kick, func(bool) {})
-		}, func(w *headerWatch) { _ = w.close() })
+		r.remoteWatch, err = replica.Call(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (*headerWatch, error) {
+			return watchHeader(r.pair.Remote.IO, id, r.pair.Remote.Client, r.Kick, func(bool) {})
+		}, func(w *headerWatch) { _ = w.Close() })
 		if err != nil {
-			return again, remoteError{err}
+			return again, replica.Remotely(err)
 		}
 		again = true
 	}
@@ -373,8 +299,8 @@ func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error)
 // watchLocal watches the local header. A promotion interrupts whatever is being
 // done.
 func (r *Replayer) watchLocal(id string) error {
-	header := store.NewHeader(r.local.ioctx, id)
-	w, err := watchHeader(r.local.ioctx, id, r.local.client, func() {
+	header := store.NewHeader(r.pair.Local.IO, id)
+	w, err := watchHeader(r.pair.Local.IO, id, r.pair.Local.Client, func() {
 		img, err := header.Load()
 		if err == nil && plan.Promoted(&plan.Header{Features: img.Features, Snapshots: img.Snapshots}) {
 			r.interrupt(errRole)
@@ -400,7 +326,7 @@ func (r *Replayer) watchLocal(id string) error {
 // completed: they are neither one thing nor the other. The mirror snapshot has to
 // stay, as it is what makes the promotion roll the image back.
 func (r *Replayer) dropPartial(v *view) {
-	if v == nil || v.step.Kind != plan.Copy || !r.lock.held() {
+	if v == nil || v.step.Kind != plan.Copy || !r.lock.Held() {
 		return
 	}
 	e, err := r.edit(v.local.image.ID)
@@ -422,7 +348,7 @@ func (r *Replayer) interrupt(why error) {
 }
 
 // rest reports a state in which there is nothing to do.
-func (r *Replayer) rest(v *view) (Outcome, *view, error) {
+func (r *Replayer) rest(v *view) (replica.Outcome, *view, error) {
 	step := v.step
 	was := r.replaying
 	r.replaying = false
@@ -439,135 +365,71 @@ func (r *Replayer) rest(v *view) (Outcome, *view, error) {
 		if was || r.Status().Description == "orphan (force promoting)" {
 			text = "force promoted"
 		}
-		r.set(StateStopped, text, Stopped)
+		r.set(replica.StateStopped, text, replica.Stopped)
 	case plan.Orphan:
-		r.set(StateStopped, "orphan (force promoting)", Stopped)
+		r.set(replica.StateStopped, "orphan (force promoting)", replica.Stopped)
 	case plan.RemoteNotPrimary:
-		r.set(StateUnknown, "remote image is not primary", Starting, func(s *Status) { s.wait(step.Why) })
+		r.set(replica.StateUnknown, "remote image is not primary", replica.Starting, func(s *replica.Status) { s.Wait(step.Why) })
 	case plan.RemoteDemoted:
-		r.set(StateUnknown, "remote image demoted", Starting, func(s *Status) { s.wait("the remote image, or the local one, to be promoted") })
+		r.set(replica.StateUnknown, "remote image demoted", replica.Starting, func(s *replica.Status) { s.Wait("the remote image, or the local one, to be promoted") })
 	case plan.SplitBrain:
-		r.set(StateError, "split-brain", Starting, func(s *Status) {
+		r.set(replica.StateError, "split-brain", replica.Starting, func(s *replica.Status) {
 			s.Err = errors.New(step.Why)
-			s.wait("a resync to be asked for")
+			s.Wait("a resync to be asked for")
 		})
 	case plan.Broken:
 		err := errors.New(step.Why)
-		return Ended, v, err
+		return replica.Ended, v, err
 	case plan.Wait:
-		r.set(StateStartingReplay, "starting replay: "+step.Why, Starting, func(s *Status) { s.wait(step.Why) })
+		r.set(replica.StateStartingReplay, "starting replay: "+step.Why, replica.Starting, func(s *replica.Status) { s.Wait(step.Why) })
 	case plan.Gone:
-		return Gone, v, nil
+		return replica.Gone, v, nil
 	case plan.OtherMode:
-		return OtherMode, v, nil
+		return replica.OtherMode, v, nil
 	}
-	return Ended, v, nil
+	return replica.Ended, v, nil
 }
 
 // mayWrite reports whether the lease is valid.
 func (r *Replayer) mayWrite() bool { return r.cfg.Lease == nil || r.cfg.Lease.Valid() }
 
 func (r *Replayer) takeSlot(ctx context.Context, v *view) error {
-	r.waiting("a free slot for synchronisation")
+	r.reports.Waiting("a free slot for synchronisation")
 	release, err := r.cfg.Throttle.Acquire(ctx, v.local.image.ID)
 	if err != nil {
 		return fmt.Errorf("waiting for a slot to synchronise in: %w", err)
 	}
 	r.slot = release
-	r.waiting("")
+	r.reports.Waiting("")
 	return nil
 }
 
-// heldLock is the exclusive lock on the local image.
-type heldLock struct{ image, cookie string }
-
-func (l heldLock) held() bool { return l.image != "" }
-
 // takeLock takes the exclusive lock on the local image, from a dead holder if
 // need be.
-func (r *Replayer) takeLock(ctx context.Context, id string) error {
+func (r *Replayer) takeLock(id string) error {
 	if r.watch == nil {
 		return errors.New("the local image is not watched")
 	}
-	cookie := cls.AutoCookie(r.watch.watch.Cookie())
-	lock := store.NewLock(r.local.ioctx, store.HeaderObject(id))
-	for range 5 {
-		err := lock.Acquire(cookie)
-		if err == nil {
-			r.lock = heldLock{id, cookie}
-			r.holding.Store(true)
-			return nil
-		}
-		if !ceph.Is(err, syscall.EBUSY) {
-			return err
-		}
-		holder, err := lock.Holder()
-		if err != nil {
-			return err
-		}
-		if holder == nil {
-			continue
-		}
-		if err := r.breakLock(lock, *holder); err != nil {
-			return err
-		}
+	lock, _, err := r.pair.Lock(r.log, id, r.watch.Cookie())
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("the lock of the local image changes hands all the time: %w", syscall.EBUSY)
-}
-
-func (r *Replayer) breakLock(lock *store.Lock, holder cls.Locker) error {
-	if holder.Entity.Type == cls.EntityClient && holder.Entity.Num == int64(r.local.client) {
-		// A watch of ours that is gone. Only this process could have it.
-		alive, err := lock.Alive(holder)
-		if err != nil {
-			return err
-		}
-		if alive {
-			return fmt.Errorf("the local image is locked by another part of this process: %w", syscall.EBUSY)
-		}
-		return lock.Break(holder)
-	}
-	err := lock.BreakDead(r.cfg.Local.Conn, holder, false, 0)
-	switch {
-	case err == nil:
-		r.log.Info().Stringer("holder", holder.Entity).Stringer("address", holder.Addr).Msg("broke the lock of a dead client on the local image")
-		return nil
-	case ceph.Is(err, syscall.EAGAIN):
-		return fmt.Errorf("the local image is locked by %s at %s: %w", holder.Entity, holder.Addr, syscall.EBUSY)
-	case ceph.Is(err, syscall.ESTALE):
-		return nil
-	}
-	return err
+	r.lock = lock
+	r.holding.Store(true)
+	return nil
 }
 
 // unlock releases the lock on the local image.
 func (r *Replayer) unlock() {
-	if !r.lock.held() {
+	if !r.lock.Held() {
 		return
 	}
 	l := r.lock
-	r.lock = heldLock{}
+	r.lock = replica.Lock{}
 	r.holding.Store(false)
-	if err := store.NewLock(r.local.ioctx, store.HeaderObject(l.image)).Release(l.cookie); err != nil {
-		r.log.Debug().Err(err).Msg("releasing the lock of the local image")
-		return
-	}
-	if handle, ok := cls.ParseAutoCookie(l.cookie); ok {
-		n := cls.HeaderNotify{Op: cls.HeaderReleasedLock, Client: cls.ClientID{Client: r.local.client, Handle: handle}}
-		r.calls.wg.Go(func() { _ = notifyHeader(r.local.ioctx, l.image, n) })
-	}
-}
-
-// notifyHeader tells the watchers of an image's header something.
-func notifyHeader(ioctx *rados.IOContext, image string, n cls.HeaderNotify) error {
-	_, _, err := ioctx.NotifyWithTimeout(store.HeaderObject(image), n.Encode(), 5*time.Second)
-	return err
+	r.pair.Unlock(r.log, l)
 }
 
 // header returns the local header for changes, which fail once the lock is
 // lost.
-func (r *Replayer) header() *store.Header {
-	h := store.NewHeader(r.local.ioctx, r.lock.image)
-	h.Cookie = r.lock.cookie
-	return h
-}
+func (r *Replayer) header() *store.Header { return r.lock.Header(r.pair.Local.IO) }

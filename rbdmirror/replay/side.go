@@ -8,80 +8,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
-
-// side is one cluster's pool and namespace, opened.
-type side struct {
-	Side
-	client  uint64           // this client's number
-	pool    *rados.IOContext // default namespace
-	ioctx   *rados.IOContext
-	records *store.Mirroring
-	peers   *store.Mirroring
-	dir     *store.Directory
-	states  *store.ImageStates
-	// data are further contexts, kept until the end because a call that hangs
-	// may still use them.
-	data map[int64]*rados.IOContext
-}
-
-func openSide(s Side) (*side, error) {
-	pool, err := ceph.OpenPool(s.Conn, s.Pool)
-	if err != nil {
-		return nil, err
-	}
-	ioctx, err := ceph.OpenPool(s.Conn, s.Pool)
-	if err != nil {
-		pool.Destroy()
-		return nil, err
-	}
-	ioctx.SetNamespace(s.Namespace)
-	return &side{
-		Side: s, client: s.Conn.GetInstanceID(), pool: pool, ioctx: ioctx,
-		records: store.NewMirroring(ioctx), peers: store.NewMirroring(pool),
-		dir: store.NewDirectory(ioctx), states: store.NewImageStates(ioctx),
-		data: map[int64]*rados.IOContext{},
-	}, nil
-}
-
-func (s *side) close() {
-	if s == nil {
-		return
-	}
-	for _, d := range s.data {
-		d.Destroy()
-	}
-	s.ioctx.Destroy()
-	s.pool.Destroy()
-}
-
-// dataContext returns a context of the pool with an image's data. It stays
-// open.
-func (s *side) dataContext(pool int64) (*rados.IOContext, error) {
-	if pool < 0 {
-		pool = s.ioctx.GetPoolID()
-	}
-	if d, ok := s.data[pool]; ok {
-		return d, nil
-	}
-	d, err := store.PoolContext(s.Conn, pool, s.Namespace)
-	if err != nil {
-		return nil, err
-	}
-	s.data[pool] = d
-	return d, nil
-}
-
-// objectMap returns an object map.
-func (s *side) objectMap(image string, snap uint64) *store.ObjectMap {
-	return store.NewObjectMap(s.ioctx, image, snap)
-}
 
 // seen is what one side says of the image.
 type seen struct {
@@ -94,23 +26,23 @@ type seen struct {
 }
 
 // look reads all of the image.
-func (s *side) look(globalID string) (*seen, error) {
+func lookAt(s *replica.Side, globalID string) (*seen, error) {
 	out := &seen{}
 	var err error
-	if out.peers, err = s.peers.Peers(); err != nil {
+	if out.peers, err = s.Peers.Peers(); err != nil {
 		return nil, err
 	}
-	if out.uuid, err = s.peers.UUID(); err != nil && !ceph.Is(err, syscall.ENOENT) {
+	if out.uuid, err = s.Peers.UUID(); err != nil && !ceph.Is(err, syscall.ENOENT) {
 		return nil, err
 	}
-	id, err := s.records.ImageID(globalID)
+	id, err := s.Records.ImageID(globalID)
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	record, err := s.records.Image(id)
+	record, err := s.Records.Image(id)
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
 	}
@@ -118,10 +50,10 @@ func (s *side) look(globalID string) (*seen, error) {
 		return nil, err
 	}
 	out.image = &plan.Image{ID: id, Record: record}
-	if out.image.Name, err = s.dir.Name(id); err != nil && !ceph.Is(err, syscall.ENOENT) {
+	if out.image.Name, err = s.Dir.Name(id); err != nil && !ceph.Is(err, syscall.ENOENT) {
 		return nil, err
 	}
-	out.head, err = store.NewHeader(s.ioctx, id).Load()
+	out.head, err = store.NewHeader(s.IO, id).Load()
 	if ceph.Is(err, syscall.ENOENT) {
 		return out, nil
 	}
@@ -164,7 +96,7 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 			return v, err
 		}
 	}
-	remote, err := remotely(ctx, r, func() (*seen, error) { return r.remote.look(r.cfg.GlobalID) })
+	remote, err := remotely(ctx, r, func() (*seen, error) { return lookAt(r.pair.Remote, r.cfg.GlobalID) })
 	if err == nil && remote.uuid != r.cfg.Remote.MirrorUUID {
 		err = errUnmirrored
 	}
@@ -172,14 +104,14 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 		if v, err := r.decide(&seen{uuid: r.cfg.Remote.MirrorUUID}); err == nil && (v.step.Kind == plan.LocalPrimary || v.step.Kind == plan.Orphan) {
 			return v, nil
 		}
-		return nil, remoteError{fmt.Errorf("reading the remote image: %w", err)}
+		return nil, replica.Remotely(fmt.Errorf("reading the remote image: %w", err))
 	}
 	return r.decide(remote)
 }
 
 // decide reads the local image and decides.
 func (r *Replayer) decide(remote *seen) (*view, error) {
-	local, err := r.local.look(r.cfg.GlobalID)
+	local, err := lookAt(r.pair.Local, r.cfg.GlobalID)
 	if err != nil {
 		return nil, fmt.Errorf("reading the local image: %w", err)
 	}
@@ -200,11 +132,12 @@ func (r *Replayer) decide(remote *seen) (*view, error) {
 	return v, nil
 }
 
+// remotely runs a call to the remote cluster. What fails is marked as its fault.
+func remotely[T any](ctx context.Context, r *Replayer, f func() (T, error)) (T, error) {
+	v, err := replica.Ask(ctx, &r.pair.Calls, r.opts.CallTimeout, f)
+	return v, replica.Remotely(err)
+}
+
 // disablingGrace is how long a local image is being disabled before that is
 // taken for an interrupted removal.
 const disablingGrace = 15 * time.Second
-
-// remoteError is one that the remote cluster caused.
-type remoteError struct{ error }
-
-func (e remoteError) Unwrap() error { return e.error }

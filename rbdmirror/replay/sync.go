@@ -17,6 +17,7 @@ import (
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/objectmap"
 	"cephmirror/rbdmirror/replay/plan"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
@@ -32,9 +33,9 @@ func (r *Replayer) copy(ctx context.Context, v *view) error {
 
 // imageState reads the image state of a remote mirror snapshot.
 func (r *Replayer) imageState(ctx context.Context, image string, snap uint64) (cls.ImageState, error) {
-	state, err := remotely(ctx, r, func() (cls.ImageState, error) { return r.remote.states.Read(image, snap) })
+	state, err := remotely(ctx, r, func() (cls.ImageState, error) { return r.pair.Remote.States.Read(image, snap) })
 	if err != nil {
-		return state, remoteError{fmt.Errorf("reading the state of the remote image at its snapshot %d: %w", snap, err)}
+		return state, replica.Remotely(fmt.Errorf("reading the state of the remote image at its snapshot %d: %w", snap, err))
 	}
 	return state, nil
 }
@@ -95,14 +96,14 @@ type editor struct {
 // edit returns an editor of the local image, whose lock must be held.
 func (r *Replayer) edit(id string) (*editor, error) {
 	e := &editor{r: r, h: r.header()}
-	if r.lock.image != id {
+	if r.lock.Image != id {
 		return nil, fmt.Errorf("%s: the lock is not held: %w", store.HeaderObject(id), syscall.EBUSY)
 	}
 	if err := e.reload(); err != nil {
 		return nil, err
 	}
 	var err error
-	e.data, err = r.local.dataContext(e.head.DataPool)
+	e.data, err = r.pair.Local.DataContext(e.head.DataPool)
 	return e, err
 }
 
@@ -130,13 +131,13 @@ func (e *editor) notify() error { return e.h.Notify() }
 
 // change makes one change that the header has no method for.
 func (e *editor) change(c cls.Call) error {
-	return store.Write(e.r.local.ioctx, e.h.Object(), cls.LockAssert("rbd_lock", cls.LockExclusive, e.h.Cookie, "internal"), c)
+	return store.Write(e.r.pair.Local.IO, e.h.Object(), cls.LockAssert("rbd_lock", cls.LockExclusive, e.h.Cookie, "internal"), c)
 }
 
 func (e *editor) hasMap() bool { return e.head.Has(cls.FeatureObjectMap) }
 
 func (e *editor) objectMap(snap uint64) *store.ObjectMap {
-	return e.r.local.objectMap(e.head.ID, snap)
+	return e.r.pair.Local.ObjectMap(e.head.ID, snap)
 }
 
 // resize gives the head the size, and the part of the parent, that a remote
@@ -233,7 +234,7 @@ func (e *editor) makeSnapshots(ctx context.Context, v *view, state cls.ImageStat
 			return err
 		}
 	}
-	if err := e.r.local.states.Write(e.head.ID, id, state); err != nil {
+	if err := e.r.pair.Local.States.Write(e.head.ID, id, state); err != nil {
 		return err
 	}
 	e.r.own, e.r.ownFull = id, sync.Full
@@ -287,7 +288,7 @@ func (r *Replayer) transfer(ctx context.Context, v *view) error {
 	}
 	bytes, took := job.Stats.Written.Load()+job.Stats.Zeroed.Load(), time.Since(began)
 	r.past.Add(bytes, took, time.Now())
-	r.reports.update(func(s *Status) {
+	r.reports.Update(func(s *replica.Status) {
 		s.Syncing = false
 		s.LastSync = time.Now().Round(0)
 		s.LocalTime = sync.End.Timestamp
@@ -335,9 +336,9 @@ func (r *Replayer) job(ctx context.Context, v *view, e *editor) (*imagesync.Job,
 // bareJob describes both images for imagesync.
 func (r *Replayer) bareJob(v *view, e *editor) (*imagesync.Job, error) {
 	remote := v.remote.head
-	source, err := r.remote.dataContext(remote.DataPool)
+	source, err := r.pair.Remote.DataContext(remote.DataPool)
 	if err != nil {
-		return nil, remoteError{err}
+		return nil, replica.Remotely(err)
 	}
 	job := &imagesync.Job{
 		Source:     imagesync.Objects{IO: source, Prefix: remote.Prefix},
@@ -374,7 +375,7 @@ func (r *Replayer) sourceMaps(ctx context.Context, v *view, start uint64) *image
 		}
 	}
 	maps.Load = func(_ context.Context, snap uint64) (*objectmap.Map, error) {
-		return remotely(ctx, r, func() (*objectmap.Map, error) { return r.remote.objectMap(remote.ID, snap).Load() })
+		return remotely(ctx, r, func() (*objectmap.Map, error) { return r.pair.Remote.ObjectMap(remote.ID, snap).Load() })
 	}
 	return maps
 }
@@ -392,7 +393,7 @@ func (r *Replayer) mayBeRolledBack(v *view) bool {
 			return true
 		}
 	}
-	state, err := r.local.states.Read(v.local.head.ID, base.Local)
+	state, err := r.pair.Local.States.Read(v.local.head.ID, base.Local)
 	return err != nil || len(state.Snapshots) > 0
 }
 
@@ -447,15 +448,15 @@ func (r *Replayer) syncing(v *view, stats *imagesync.Stats, began time.Time) {
 	text := r.past.Describe(plan.Replay{
 		Remote: remote, Local: local, Syncing: sync.End.Timestamp, Done: done, Total: total, Bytes: bytes, Began: began, Left: v.step.Left,
 	}, time.Now())
-	r.reports.update(func(s *Status) {
-		if s.State == StateError && done == 0 {
+	r.reports.Update(func(s *replica.Status) {
+		if s.State == replica.StateError && done == 0 {
 			return // what failed may fail again
 		}
-		s.State, s.Description, s.Phase = StateReplaying, text, Replaying
+		s.State, s.Description, s.Phase = replica.StateReplaying, text, replica.Replaying
 		s.Err, s.NextTry, s.Failures = nil, time.Time{}, 0
 		s.Syncing, s.ObjectsDone, s.ObjectsTotal, s.BytesCopied = true, done, total, bytes
 		s.RemoteTime, s.LocalTime = remote, local
-		s.wait("")
+		s.Wait("")
 	})
 }
 
@@ -464,9 +465,9 @@ func (r *Replayer) syncing(v *view, stats *imagesync.Stats, began time.Time) {
 // was read of those may be of a later time.
 func (r *Replayer) verify(ctx context.Context, v *view) ([]uint64, error) {
 	sync, id := v.step.Sync, v.remote.image.ID
-	now, err := remotely(ctx, r, func() (*store.Image, error) { return store.NewHeader(r.remote.ioctx, id).Load() })
+	now, err := remotely(ctx, r, func() (*store.Image, error) { return store.NewHeader(r.pair.Remote.IO, id).Load() })
 	if err != nil {
-		return nil, remoteError{fmt.Errorf("reading the remote image: %w", err)}
+		return nil, replica.Remotely(fmt.Errorf("reading the remote image: %w", err))
 	}
 	if !sync.Full && sync.Base != nil && now.Snapshot(sync.Base.Remote) == nil {
 		return nil, fmt.Errorf("the remote image's snapshot %d, from which on changes were copied, was removed meanwhile", sync.Base.Remote)
@@ -486,8 +487,8 @@ func (r *Replayer) verify(ctx context.Context, v *view) ([]uint64, error) {
 // unlink tells the remote image which of its snapshots are no longer needed.
 func (r *Replayer) unlink(ctx context.Context, v *view) error {
 	id, ids, peer := v.remote.image.ID, slices.Clone(v.step.Snapshots), v.step.Peer
-	err := remotelyDo(ctx, r, func() error {
-		h := store.NewHeader(r.remote.ioctx, id)
+	err := replica.Do(ctx, &r.pair.Calls, r.opts.CallTimeout, func() error {
+		h := store.NewHeader(r.pair.Remote.IO, id)
 		for _, snap := range ids {
 			// EINVAL: it has been moved to the trash meanwhile.
 			if err := h.UnlinkPeer(snap, peer); err != nil && !ceph.Is(err, syscall.EINVAL) {
@@ -497,9 +498,9 @@ func (r *Replayer) unlink(ctx context.Context, v *view) error {
 		return nil
 	})
 	if err != nil {
-		return remoteError{fmt.Errorf("releasing snapshots of the remote image: %w", err)}
+		return replica.Remotely(fmt.Errorf("releasing snapshots of the remote image: %w", err))
 	}
-	r.calls.wg.Go(func() { _ = store.NewHeader(r.remote.ioctx, id).Notify() })
+	r.pair.Calls.Go(func() { _ = store.NewHeader(r.pair.Remote.IO, id).Notify() })
 	return nil
 }
 

@@ -3,7 +3,6 @@ package replay
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"sync"
 	"time"
 
@@ -11,19 +10,16 @@ import (
 
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
-// headerWatch is a watch on an image's header. Whatever arrives is acknowledged
-// at once: who sent it waits for that.
+// headerWatch is a watch on an image's header.
 type headerWatch struct {
+	*replica.Watch
 	image string
-	watch *ceph.Watch
 	stop  chan struct{}
 	wg    sync.WaitGroup
-
-	mu   sync.Mutex
-	lost error
 }
 
 // beforeAck is how long whoever wants the holder of the lock to do something is
@@ -44,11 +40,7 @@ func promotes(request []byte) bool {
 // is called when somebody else wants the lock; promotion tells that it is for a
 // forced promotion of the image.
 func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(), wanted func(promotion bool)) (*headerWatch, error) {
-	w, err := ceph.NewWatch(ioctx, store.HeaderObject(image), 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: watching: %w", store.HeaderObject(image), err)
-	}
-	h := &headerWatch{image: image, watch: w, stop: make(chan struct{})}
+	h := &headerWatch{image: image, stop: make(chan struct{})}
 	news := make(chan struct{}, 1)
 	tell := func() {
 		select {
@@ -56,30 +48,28 @@ func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(
 		default:
 		}
 	}
-	h.wg.Go(func() {
-		for {
-			select {
-			case n := <-w.Events():
-				m, err := cls.DecodeHeaderNotify(n.Data)
-				if err == nil && n.Notifier != own && m.Op.AsksHolder() {
-					wanted(promotes(n.Data))
-					time.Sleep(beforeAck)
-				}
-				// What cannot be acknowledged has to wait for its own timeout.
-				_ = w.Ack(n, nil)
-				if err == nil && n.Notifier != own && m.Op == cls.HeaderUpdate {
-					tell()
-				}
-			case err := <-w.Errors():
-				h.mu.Lock()
-				h.lost = err
-				h.mu.Unlock()
-				tell()
-			case <-h.stop:
-				return
-			}
+	var err error
+	h.Watch, err = replica.NewWatch(ioctx, store.HeaderObject(image), func(n *ceph.Notification) []byte {
+		if n == nil {
+			tell()
+			return nil
 		}
+		m, err := cls.DecodeHeaderNotify(n.Data)
+		if err != nil || n.Notifier == own {
+			return nil
+		}
+		if m.Op.AsksHolder() {
+			wanted(promotes(n.Data))
+			time.Sleep(beforeAck)
+		}
+		if m.Op == cls.HeaderUpdate {
+			tell()
+		}
+		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	h.wg.Go(func() {
 		for {
 			select {
@@ -93,17 +83,10 @@ func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(
 	return h, nil
 }
 
-// err returns why the watch was lost, nil while it holds.
-func (h *headerWatch) err() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.lost
-}
-
-// close ends the watch. It asks the cluster, and so takes as long as that.
-func (h *headerWatch) close() error {
+// Close ends the watch. It asks the cluster, and so takes as long as that.
+func (h *headerWatch) Close() error {
 	close(h.stop)
-	err := h.watch.Close()
+	err := h.Watch.Close()
 	h.wg.Wait()
 	return err
 }

@@ -128,7 +128,7 @@ type Report struct {
 	Waiting       string // what for, if anything holds replay up
 }
 
-// JSON returns the report as stock tools know it, with what is ours beside.
+// JSON returns the report as stock tools know it, and after that what is ours.
 func (r Report) JSON() string {
 	var b strings.Builder
 	field := func(key, value string) {
@@ -137,17 +137,17 @@ func (r Report) JSON() string {
 		}
 		b.WriteString(strconv.Quote(key) + ":" + value)
 	}
-	field("bytes_behind_primary", strconv.FormatUint(r.BytesBehind, 10))
 	field("bytes_per_second", number(r.BytesPerSecond))
 	field("entries_behind_primary", strconv.FormatUint(r.EntriesBehind, 10))
 	field("entries_per_second", number(r.EntriesPerSecond))
 	field("non_primary_position", position(r.Copied))
 	field("primary_position", position(r.Image))
-	field("replay_mode", quote(r.Mode))
-	field("seconds_behind_primary", number(r.SecondsBehind))
 	if s, ok := r.UntilSynced(); ok {
 		field("seconds_until_synced", strconv.FormatUint(s, 10))
 	}
+	field("bytes_behind_primary", strconv.FormatUint(r.BytesBehind, 10))
+	field("replay_mode", quote(r.Mode))
+	field("seconds_behind_primary", number(r.SecondsBehind))
 	if r.Waiting != "" {
 		field("waiting_for", quote(r.Waiting))
 	}

@@ -93,10 +93,10 @@ func TestClock(t *testing.T) {
 func TestJSON(t *testing.T) {
 	r := Report{Image: format.Position{Object: 5, Tag: 2, Entry: 20001}, Copied: at(2, 8608), EntriesBehind: 11393,
 		EntriesPerSecond: 509.4, BytesPerSecond: 2108710.2, BytesBehind: 100, SecondsBehind: 17.5, Mode: "merged"}
-	want := `{"bytes_behind_primary":100,"bytes_per_second":2108710.2,"entries_behind_primary":11393,"entries_per_second":509.4,` +
+	want := `{"bytes_per_second":2108710.2,"entries_behind_primary":11393,"entries_per_second":509.4,` +
 		`"non_primary_position":{"entry_tid":8608,"object_number":0,"tag_tid":2},` +
-		`"primary_position":{"entry_tid":20001,"object_number":5,"tag_tid":2},"replay_mode":"merged",` +
-		`"seconds_behind_primary":17.5,"seconds_until_synced":22}`
+		`"primary_position":{"entry_tid":20001,"object_number":5,"tag_tid":2},"seconds_until_synced":22,` +
+		`"bytes_behind_primary":100,"replay_mode":"merged","seconds_behind_primary":17.5}`
 	if got := r.JSON(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

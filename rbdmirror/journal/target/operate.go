@@ -2,7 +2,6 @@ package target
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -195,7 +194,7 @@ func (t *Target) protect(s apply.Protect, rec plan.Record) error {
 	if err := t.header.SetProtection(s.ID, cls.Unprotecting); err != nil {
 		return err
 	}
-	used, err := t.oldClones(s.ID)
+	used, err := t.local().OldClones(t.img.ID, s.ID)
 	if err != nil {
 		return err
 	}
@@ -207,41 +206,6 @@ func (t *Target) protect(s apply.Protect, rec plan.Record) error {
 		return t.changeWith(rec)
 	}
 	return t.changeWith(rec, cls.SetProtection(s.ID, cls.Unprotected))
-}
-
-// oldClones reports whether any pool has a clone of the snapshot of the kind
-// that the parent's header does not know of.
-func (t *Target) oldClones(id uint64) (bool, error) {
-	if t.ns != "" {
-		return false, nil // there are none outside the default namespace
-	}
-	pools, err := t.cfg.Conn.ListPools()
-	if err != nil {
-		return false, fmt.Errorf("listing pools: %w", err)
-	}
-	spec := cls.ParentSpec{PoolID: t.cfg.IO.GetPoolID(), ImageID: t.img.ID, SnapID: id}
-	for _, pool := range pools {
-		ioctx, err := t.cfg.Conn.OpenIOContext(pool)
-		if ceph.Is(err, syscall.ENOENT) {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("opening pool %s: %w", pool, err)
-		}
-		list, err := store.OldChildren(ioctx, spec)
-		ioctx.Destroy()
-		// Pools that are not RBD's, or that are none of this client's business.
-		if ceph.Is(err, syscall.ENOENT, syscall.EOPNOTSUPP, syscall.EPERM, syscall.EACCES) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if len(list) > 0 {
-			return true, nil
-		}
-	}
-	return false, nil
 }
 
 // rollback gives the image the content and the size of a snapshot. It can be
@@ -520,26 +484,13 @@ func (t *Target) flatten(ctx context.Context, rec plan.Record) error {
 
 // rename renames the image. It can be repeated when it broke off.
 func (t *Target) rename(s apply.Rename) error {
-	err := t.dir.CreateID(s.To, t.img.ID)
+	err := t.local().Rename(s.From, s.To, t.img.ID)
 	if ceph.Is(err, syscall.EEXIST) {
-		have, gerr := t.dir.GetID(s.To)
-		if gerr != nil || have != t.img.ID {
-			// As with the stock daemon, this is no reason to stop.
-			t.cfg.Log.Warn().Err(err).Str("name", s.To).Msg("the local image cannot be renamed, the name is taken")
-			return nil
-		}
-		err = nil
+		// As with the stock daemon, this is no reason to stop.
+		t.cfg.Log.Warn().Err(err).Str("name", s.To).Msg("the local image cannot be renamed, the name is taken")
+		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if err := t.dir.Rename(s.From, s.To, t.img.ID); err != nil {
-		if ceph.Is(err, syscall.EEXIST) {
-			return errors.Join(err, t.dir.RemoveID(s.To))
-		}
-		return err
-	}
-	return t.dir.RemoveID(s.From)
+	return err
 }
 
 // setFeatures switches those features that are not what keeps the journal going.

@@ -8,9 +8,8 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
-	"cephmirror/internal/ceph"
-	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/journal/merge"
+	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
 )
 
@@ -84,25 +83,9 @@ func (t *Target) readParent(object, end uint64) ([]byte, error) {
 
 // release tells the parent that the image is no longer a clone of it.
 func (t *Target) release() error {
-	spec := t.img.Parent
-	if t.img.OpFeatures&cls.OpFeatureCloneChild == 0 {
-		return store.RemoveOldChild(t.cfg.IO, spec, t.img.ID)
-	}
-	ioctx, err := store.PoolContext(t.cfg.Conn, spec.PoolID, spec.Namespace)
-	if ceph.Is(err, syscall.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer ioctx.Destroy()
-	h := store.NewHeader(ioctx, spec.ImageID)
-	child := cls.ChildSpec{PoolID: t.cfg.IO.GetPoolID(), ImageID: t.img.ID, Namespace: t.ns}
-	if err := h.DetachChild(spec.SnapID, child); err != nil {
-		return err
-	}
-	if err := t.header.SetOpFeatures(0, cls.OpFeatureCloneChild); err != nil && !ceph.Is(err, syscall.ENOENT) {
-		return err
-	}
-	return h.Notify()
+	return t.local().DetachChild(t.img, t.header)
+}
+
+func (t *Target) local() replica.Local {
+	return replica.Local{Conn: t.cfg.Conn, IO: t.cfg.IO, Namespace: t.ns}
 }

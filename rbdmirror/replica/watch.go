@@ -1,4 +1,4 @@
-package journal
+package replica
 
 import (
 	"fmt"
@@ -9,9 +9,9 @@ import (
 	"cephmirror/internal/ceph"
 )
 
-// watch tells of notifications on an object. All are acknowledged at once: who
-// sent them waits for that.
-type watch struct {
+// Watch tells of notifications on an object. All are acknowledged: who sent them
+// waits for that.
+type Watch struct {
 	watch *ceph.Watch
 	stop  chan struct{}
 	wg    sync.WaitGroup
@@ -20,14 +20,15 @@ type watch struct {
 	lost error
 }
 
-// newWatch watches an object. heard is called for each notification, and returns
-// what to answer; it must not block. It is called with nil when the watch is lost.
-func newWatch(ioctx *rados.IOContext, oid string, heard func(n *ceph.Notification) []byte) (*watch, error) {
+// NewWatch watches an object. heard is called for each notification, and returns
+// what to answer; it must not block for long. It is called with nil when the watch
+// is lost.
+func NewWatch(ioctx *rados.IOContext, oid string, heard func(n *ceph.Notification) []byte) (*Watch, error) {
 	w, err := ceph.NewWatch(ioctx, oid, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: watching: %w", oid, err)
 	}
-	h := &watch{watch: w, stop: make(chan struct{})}
+	h := &Watch{watch: w, stop: make(chan struct{})}
 	h.wg.Go(func() {
 		for {
 			select {
@@ -47,15 +48,18 @@ func newWatch(ioctx *rados.IOContext, oid string, heard func(n *ceph.Notificatio
 	return h, nil
 }
 
-// err returns why the watch was lost, nil while it holds.
-func (w *watch) err() error {
+// Err returns why the watch was lost, nil while it holds.
+func (w *Watch) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.lost
 }
 
-// close ends the watch. It asks the cluster, and so takes as long as that.
-func (w *watch) close() error {
+// Cookie is the number of the watch.
+func (w *Watch) Cookie() uint64 { return w.watch.Cookie() }
+
+// Close ends the watch. It asks the cluster, and so takes as long as that.
+func (w *Watch) Close() error {
 	close(w.stop)
 	err := w.watch.Close()
 	w.wg.Wait()
