@@ -4,9 +4,11 @@ package main
 
 import (
 	"cephmirror/fsmirror"
+	"cephmirror/internal/ceph"
 	"cephmirror/plugins"
 )
 
 func main() {
+	ceph.TraceCrashes()
 	plugins.Serve(func(env plugins.Env) plugins.Plugin { return fsmirror.New(env.Log, env.Lease) })
 }

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"cephmirror/internal/ceph"
 	"cephmirror/plugins"
 	"cephmirror/rbdmirror"
 )
 
 func main() {
+	ceph.TraceCrashes()
 	plugins.Serve(func(env plugins.Env) plugins.Plugin { return rbdmirror.New(env.Log, env.Lease) })
 }

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"cephmirror/internal/ceph"
 	"cephmirror/test/bed"
 	"cephmirror/test/cephtree"
 )
@@ -49,6 +50,7 @@ type env struct {
 var shared *env
 
 func TestMain(m *testing.M) {
+	ceph.TraceCrashes()
 	flag.Parse()
 	if bed.InsideRelease() == "" {
 		fmt.Println("skipped: needs Ceph, run with `bed enter`")
