@@ -57,15 +57,6 @@ func (r *Replayer) prepare(ctx context.Context, v *view) error {
 			return err
 		}
 	}
-	for _, id := range sync.Retire {
-		s := e.head.Snapshot(id)
-		if s == nil {
-			continue
-		}
-		if err := e.h.RenameSnapshot(id, plan.Aside(s.Name, id)); err != nil {
-			return err
-		}
-	}
 	if err := e.makeSnapshots(ctx, v, state); err != nil {
 		return err
 	}
@@ -184,7 +175,7 @@ func (e *editor) makeSnapshots(ctx context.Context, v *view, state cls.ImageStat
 				return err
 			}
 			var err error
-			if local, err = store.AddSnapshot(e.h, e.data, link.Remote.Name, cls.User); err != nil {
+			if local, err = store.AddSnapshot(e.h, e.data, plan.Unfinished(link.Remote), cls.User); err != nil {
 				return err
 			}
 		}
@@ -249,6 +240,12 @@ func (r *Replayer) transfer(ctx context.Context, v *view) error {
 	e, err := r.edit(v.local.image.ID)
 	if err != nil {
 		return err
+	}
+	// Remote snapshots that were removed since the local ones were made.
+	for _, id := range sync.Drop {
+		if err := e.dropSnapshot(ctx, id); err != nil {
+			return err
+		}
 	}
 	job, err := r.job(ctx, v, e)
 	if err != nil {

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/ceph/go-ceph/rbd"
 
@@ -230,6 +232,17 @@ func TestRBDCloneChanges(t *testing.T) {
 		{"shrunk", func(m M) { m.Snap("a") }, func(m M) { m.Resize(3*object + 1000); m.Fill(2, object, 1000) }},
 		{"flattened", func(m M) { m.Fill(2, object, 5000) }, func(m M) { m.Flatten() }},
 		{"flattened with snapshots", func(m M) { m.Fill(2, object, 5000); m.Snap("a") }, func(m M) { m.Flatten(); m.Fill(3, 3*object, 100) }},
+		{"flattened after it was shrunk and grown", func(m M) { m.Snap("a"); m.Fill(2, object, 5000); m.Snap("b") }, func(m M) {
+			m.Resize(3*object + 1000)
+			m.Resize(8 * object)
+			m.Flatten()
+		}},
+		{"flattened, mirrored before as shrunk and grown", func(m M) { m.Snap("a"); m.Fill(2, object, 5000); m.Snap("b") }, func(m M) {
+			m.Resize(3*object + 1000)
+			m.Resize(8 * object)
+			m.MirrorSnap()
+			m.Flatten()
+		}},
 		{"zeroed", nil, func(m M) { m.Zero(object+mib, 2*object) }},
 	} {
 		for _, version := range []uint64{1, 2} {
@@ -287,4 +300,98 @@ func TestRBDRename(t *testing.T) {
 	p.wait(t, other, snap)
 	p.waitSame(t, other)
 	p.waitSame(t, m)
+}
+
+// TestRBDNamesSwapped has images, and snapshots, that take each other's names.
+func TestRBDNamesSwapped(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	notStock(t, "each waits for the other's name")
+	p, _ := e.mirrored(t, poolOptions{})
+	m, _ := p.newImage(t, "one", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	m.Snap("a")
+	m.Fill(2, 0, 5*mib)
+	m.Snap("b")
+	p.waitSame(t, m)
+	m.RenameSnap("a", "c")
+	m.RenameSnap("b", "a")
+	m.RenameSnap("c", "b")
+	m.Fill(3, 0, mib)
+	m.Snap("d")
+	p.waitSame(t, m)
+
+	all := []rbdimage.Maker{m}
+	for i, name := range []string{"two", "three"} {
+		n, snap := p.newImage(t, name, rbdimage.Options{})
+		n.Fill(uint64(10+i), 0, 5*mib)
+		p.wait(t, n, snap)
+		all = append(all, n)
+	}
+	all[0].Rename("aside")
+	all[1].Rename("one")
+	all[2].Rename("two")
+	all[0].Rename("three")
+	for i, n := range all {
+		n.Fill(uint64(20+i), mib, mib)
+		n.MirrorSnap()
+	}
+	for _, n := range all {
+		within(t, 60*time.Second, "the copy of "+n.Name(), func() error {
+			diffs, err := p.differences(n, tested())
+			if err == nil && len(diffs) > 0 {
+				err = errText("%v", diffs)
+			}
+			return err
+		})
+	}
+	names, err := p.b.Images()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	if want := []string{"one", "three", "two"}; !slices.Equal(names, want) {
+		t.Errorf("the copies are %q", names)
+	}
+	for _, n := range all {
+		p.waitSame(t, n)
+	}
+}
+
+// TestRBDGroup has images in a group, whose snapshots are not mirrored, and
+// that is rolled back.
+func TestRBDGroup(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p, _ := e.mirrored(t, poolOptions{})
+	group := p.name + "/group"
+	p.rbd(t, e.a, "group", "create", group)
+	var all []rbdimage.Maker
+	for i, name := range []string{"one", "two"} {
+		m, snap := p.newImage(t, name, rbdimage.Options{})
+		m.Fill(uint64(i), 0, 10*mib)
+		p.wait(t, m, snap)
+		p.rbd(t, e.a, "group", "image", "add", group, m.Spec())
+		all = append(all, m)
+	}
+	same := func() {
+		t.Helper()
+		for _, m := range all {
+			p.waitSame(t, m)
+		}
+	}
+	p.rbd(t, e.a, "group", "snap", "create", group+"@first")
+	same()
+	for i, m := range all {
+		m.Fill(uint64(i+5), 2*mib, 10*mib)
+		m.Snap("user")
+	}
+	p.rbd(t, e.a, "group", "snap", "create", group+"@second")
+	same()
+	p.rbd(t, e.a, "group", "snap", "rollback", group+"@first", "--no-progress")
+	same()
+	all[0].Fill(9, mib, mib)
+	p.rbd(t, e.a, "group", "snap", "rm", group+"@first")
+	p.rbd(t, e.a, "group", "image", "rm", group, all[1].Spec())
+	same()
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -213,4 +214,99 @@ func TestRBDLiveChanges(t *testing.T) {
 			m.Mirror()
 		}
 	}
+}
+
+// TestRBDDataPool has a pool for the data of new images on the copies' side.
+func TestRBDDataPool(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p := e.newPool(t, poolOptions{})
+	own, choice := p.name+"-own", p.name+"-choice"
+	e.makePool(t, e.a, own)
+	e.makePool(t, e.b, own)
+	e.makePool(t, e.b, choice)
+	d := e.startRBD(t, tested(), e.b, "--rbd-default-data-pool="+choice)
+	check := func(name, dataPool, want string) {
+		t.Helper()
+		m, _ := p.newImage(t, name, rbdimage.Options{DataPool: dataPool})
+		m.Fill(1, 0, 5*mib)
+		m.Snap("s")
+		m.Fill(2, mib, mib)
+		p.waitSame(t, m)
+		var info struct {
+			Pool string `json:"data_pool"`
+		}
+		p.rbdJSON(t, e.b, &info, "info", p.b.Spec(name))
+		if info.Pool != want {
+			t.Errorf("the data of the copy of %s is in the pool %q, not %q", name, info.Pool, want)
+		}
+	}
+	check("plain", "", choice)
+	check("elsewhere", own, choice)
+	d.stop(t)
+	e.startRBD(t, tested(), e.b)
+	check("plain again", "", "")
+	check("elsewhere again", own, own)
+	// What is there stays where it is.
+	for _, name := range []string{"plain", "elsewhere"} {
+		m := rbdimage.On(t, p.a, name)
+		m.Fill(3, 0, mib)
+		p.waitSame(t, m)
+	}
+}
+
+// TestRBDParentInTrash moves the parent of a clone to the trash, which ends its
+// own mirroring.
+func TestRBDParentInTrash(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p, d := e.mirrored(t, poolOptions{})
+	parent, snap := p.newImage(t, "parent", rbdimage.Options{})
+	parent.Fill(1, 0, 20*mib)
+	parent.Snap("base")
+	child := parent.Clone("base", p.a, "child", rbdimage.Options{CloneVersion: 2})
+	p.wait(t, parent, snap)
+	p.wait(t, parent, parent.MirrorSnap())
+	p.wait(t, child, child.Mirror())
+	p.same(t, child)
+	if _, err := e.tryRBD(e.a, "trash", "mv", parent.Spec()); err != nil {
+		t.Logf("the stock tool refuses: %v", err)
+		p.rbd(t, e.a, "mirror", "image", "disable", "--force", parent.Spec())
+		p.rbd(t, e.a, "trash", "mv", parent.Spec())
+	}
+	// The copy of the parent is no longer mirrored, and must not go as long as
+	// there is the copy of the child.
+	equal := func(want uint64) {
+		t.Helper()
+		copy := p.wait(t, child, want)
+		diffs, err := rbdimage.Compare(child.At(rbdimage.Head), copy.At(rbdimage.Head))
+		if err != nil || len(diffs) > 0 {
+			t.Errorf("the copy of the child: %v, %v", diffs, err)
+		}
+	}
+	child.Fill(2, 5*mib, mib)
+	child.Snap("s")
+	equal(child.MirrorSnap())
+	holds(t, 5*time.Second, "without the parent", func() error {
+		diffs, err := rbdimage.Compare(child.At(rbdimage.Head), child.In(p.b).At(rbdimage.Head))
+		if err == nil && len(diffs) > 0 {
+			err = errText("%v", diffs)
+		}
+		return err
+	})
+	d.stop(t)
+	child.Fill(3, 8*mib, mib)
+	snap = child.MirrorSnap()
+	d.start(t)
+	equal(snap)
+	child.Flatten()
+	child.Fill(4, 0, mib)
+	p.waitSame(t, child)
+	within(t, 60*time.Second, "the copy of the parent to be removed", func() error {
+		out, err := e.tryRBD(e.b, "trash", "ls", "--all", p.b.String(), "--format", "json")
+		if err == nil && strings.TrimSpace(out) != "[]" {
+			err = errText("in the trash: %s", out)
+		}
+		return err
+	})
 }

@@ -578,3 +578,100 @@ func TestRBDSnapshotInUse(t *testing.T) {
 	m.Fill(3, 0, 5*mib)
 	p.waitSame(t, m)
 }
+
+// TestRBDRecreate asks for a copy to be removed and made anew, which is what the
+// stock daemon makes of a resync.
+func TestRBDRecreate(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p := e.newPool(t, poolOptions{})
+	var opts []string
+	if tested() == ours {
+		opts = append(opts, "--cephmirror-rbd-recreate-on-resync=true")
+	}
+	e.startRBD(t, tested(), e.b, opts...)
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 20*mib)
+	m.Snap("user")
+	p.wait(t, m, snap)
+	copy := p.wait(t, m, m.MirrorSnap())
+	p.waitIdle(t, copy)
+	id, gid := copy.ID(), copy.GlobalID()
+	copy.Resync()
+	within(t, 60*time.Second, "the copy to be another image", func() error {
+		layout, err := p.b.Layout(copy.Name())
+		if err == nil && layout.ID() == id {
+			err = fmt.Errorf("it is the same")
+		}
+		return err
+	})
+	p.wait(t, m, m.MirrorSnap())
+	p.waitIdle(t, copy)
+	p.same(t, m)
+	if now := copy.GlobalID(); now != gid {
+		t.Errorf("the global id was %s and is %s", gid, now)
+	}
+	within(t, 30*time.Second, "the old copy to be gone", func() error {
+		out, err := e.tryRBD(e.b, "trash", "ls", "--all", p.b.String(), "--format", "json")
+		if err == nil && strings.TrimSpace(out) != "[]" {
+			err = fmt.Errorf("in the trash: %s", out)
+		}
+		return err
+	})
+	m.Fill(2, 0, mib)
+	p.waitSame(t, m)
+}
+
+// TestRBDPromotedAfterCrash promotes a copy whose daemon died in the middle of a
+// synchronisation: a user snapshot that was not filled must not look like one.
+func TestRBDPromotedAfterCrash(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	notStock(t, "it leaves half a snapshot")
+	p, d := e.mirroredSlowly(t)
+	m := slowly(t, p.a, "image")
+	m.Snap("early")
+	copy := p.wait(t, m, m.Mirror())
+	p.same(t, m)
+	good := m.MirrorSnap()
+	p.wait(t, m, good)
+	m.Fill(2, 0, 90*mib)
+	m.Snap("late")
+	m.Fill(3, 0, 90*mib)
+	p.midRBD(t, m, m.MirrorSnap())
+	d.kill(t)
+	within(t, 60*time.Second, "the copy to be promoted", func() error {
+		_, err := e.tryRBDWithin(e.b, 60*time.Second, "mirror", "image", "promote", "--force", copy.Spec())
+		return err
+	})
+	for what, views := range map[string][2]rbdimage.View{
+		"now": {m.At(good), copy.At(rbdimage.Head)},
+	} {
+		diffs, err := rbdimage.Compare(views[0], views[1])
+		if err != nil || len(diffs) > 0 {
+			t.Errorf("%s: %v, %v", what, diffs, err)
+		}
+	}
+	var names []string
+	for _, s := range copy.Snaps() {
+		if s.Kind == rbdimage.User {
+			names = append(names, s.Name)
+		}
+	}
+	t.Logf("snapshots of the copy: %q", names)
+	if !slices.Contains(names, "early") || slices.Contains(names, "late") {
+		t.Errorf("snapshots of the copy: %q", names)
+	}
+	early := map[string]uint64{}
+	for _, side := range []rbdimage.Maker{m, copy} {
+		for _, s := range side.Snaps() {
+			if s.Name == "early" {
+				early[side.Spec()+side.Pool().Client.Name()] = s.ID
+			}
+		}
+	}
+	a, b := early[m.Spec()+"a"], early[copy.Spec()+"b"]
+	if diffs, err := rbdimage.Compare(m.At(a), copy.At(b)); err != nil || len(diffs) > 0 {
+		t.Errorf("the early snapshot: %v, %v", diffs, err)
+	}
+}

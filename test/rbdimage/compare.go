@@ -266,6 +266,9 @@ func (p Pool) Layout(image string) (l Layout, err error) {
 	})
 }
 
+// ID is the image's id.
+func (l Layout) ID() string { return l.header }
+
 // own are the features that a copy has or lacks for being one.
 const own = nonPrimary | rbd.FeatureOperations | rbd.FeatureDataPool
 

@@ -167,3 +167,10 @@ func ordered(renames []Change, taken map[string]uint64) []Change {
 
 // Aside is the name that a snapshot has while another one needs its own.
 func Aside(name string, id uint64) string { return fmt.Sprintf("%s.renamed-%d", name, id) }
+
+// Unfinished is the name of the copy of a remote snapshot until it is filled. If
+// that never comes about, as the image is promoted before, nobody shall take it
+// for what it is not.
+func Unfinished(remote cls.Snapshot) string {
+	return fmt.Sprintf("%s.incomplete-%d", remote.Name, remote.ID)
+}

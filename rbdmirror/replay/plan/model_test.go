@@ -228,9 +228,6 @@ func (w *world) prepare(local string, s Step, crash bool) {
 		}
 		i.remove(id)
 	}
-	for _, id := range sync.Retire {
-		i.find(id).Name = Aside(i.find(id).Name, id)
-	}
 	seqs := maps.Clone(sync.SnapSeqs)
 	for _, l := range sync.Chain {
 		id := l.Local
@@ -239,11 +236,11 @@ func (w *world) prepare(local string, s Step, crash bool) {
 				return
 			}
 			for _, o := range i.header.Snapshots {
-				if o.Name == l.Remote.Name && o.Namespace.Type == cls.NamespaceUser {
+				if o.Name == Unfinished(l.Remote) && o.Namespace.Type == cls.NamespaceUser {
 					w.t.Fatalf("the name %s is taken", o.Name)
 				}
 			}
-			id = i.add(named(0, l.Remote.Name))
+			id = i.add(named(0, Unfinished(l.Remote)))
 		}
 		seqs[l.Remote.ID] = id
 	}
@@ -275,7 +272,20 @@ func seqsOf(m map[uint64]uint64) func(*cls.MirrorNamespace) {
 
 func (w *world) transfer(local string, s Step, crash bool) {
 	i, remote, sync := w.sides[local], w.sides[other(local)], s.Sync
+	for _, id := range sync.Drop {
+		i.remove(id)
+	}
 	n := i.find(sync.Local)
+	// A copy must not have to be written below snapshots that are older than it.
+	oldest, filled := sync.Local, map[uint64]bool{sync.Local: true}
+	for _, l := range sync.Chain {
+		oldest, filled[l.Local] = min(oldest, l.Local), true
+	}
+	for _, o := range i.header.Snapshots {
+		if o.ID > oldest && !filled[o.ID] {
+			w.t.Fatalf("snapshot %d is newer than %d, which is to be filled", o.ID, oldest)
+		}
+	}
 	stop := objects + 1
 	if crash {
 		stop = rapid.IntRange(0, objects).Draw(w.t, "objects")

@@ -158,8 +158,6 @@ type Sync struct {
 	// Drop are local user snapshots that have no counterpart: they were left
 	// by an abandoned synchronisation, or are of a history that is given up.
 	Drop []uint64
-	// Retire are local user snapshots whose name a new one needs.
-	Retire []uint64
 	// Peers are to be entered in the local snapshot, when End is a demotion.
 	Peers []string
 }
@@ -575,21 +573,12 @@ func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot, full boo
 	for _, id := range s.SnapSeqs {
 		kept[id] = true
 	}
-	names := map[string]bool{}
 	for _, l := range s.Chain {
-		if l.Local != 0 {
-			kept[l.Local] = true
-		} else {
-			names[l.Remote.Name] = true
-		}
+		kept[l.Local] = true
 	}
 	for _, snap := range h.Snapshots {
-		switch {
-		case snap.Namespace.Type != cls.NamespaceUser:
-		case snap.ID > local && !kept[snap.ID]:
+		if snap.Namespace.Type == cls.NamespaceUser && snap.ID > local && !kept[snap.ID] {
 			s.Drop = append(s.Drop, snap.ID)
-		case names[snap.Name]:
-			s.Retire = append(s.Retire, snap.ID)
 		}
 	}
 	if s.Demoted() {

@@ -89,7 +89,7 @@ type shown struct {
 	Local, Replace uint64
 	First          uint64
 	Full           bool
-	Drop, Retire   []uint64
+	Drop           []uint64
 	Peers          []string
 	Snapshots      []uint64
 	Left           int
@@ -106,7 +106,7 @@ func show(s Step) shown {
 		out.Base = *y.Base
 	}
 	out.End, out.Local, out.Replace, out.First, out.Full = y.End.ID, y.Local, y.Replace, y.First, y.Full
-	out.Drop, out.Retire, out.Peers = y.Drop, y.Retire, y.Peers
+	out.Drop, out.Peers = y.Drop, y.Peers
 	for _, l := range y.Chain {
 		out.Chain = append(out.Chain, [2]uint64{l.Remote.ID, l.Local})
 	}
@@ -219,7 +219,7 @@ func TestNext(t *testing.T) {
 		{"leftovers without a copy", local(np(3, 5), named(4, "u")), remote(prim(5), named(6, "u"), prim(8)), nil,
 			shown{Kind: Copy, Base: Base{3, 5}, End: 8, Chain: [][2]uint64{{6, 0}}, Drop: []uint64{4}, Left: 1}},
 		{"a name is taken", local(named(2, "u"), np(3, 5, seqs(map[uint64]uint64{1: 2}))), remote(prim(5), named(6, "u"), prim(8)), nil,
-			shown{Kind: Copy, Base: Base{3, 5}, End: 8, Chain: [][2]uint64{{6, 0}}, Seqs: map[uint64]uint64{1: 2}, Retire: []uint64{2}, Left: 1}},
+			shown{Kind: Copy, Base: Base{3, 5}, End: 8, Chain: [][2]uint64{{6, 0}}, Seqs: map[uint64]uint64{1: 2}, Left: 1}},
 
 		// Fail-back.
 		{"fail-back", local(named(2, "a"), named(3, "b"), mirror(4, cls.MirrorPrimary), mirror(5, cls.MirrorPrimaryDemoted, peers(theirUUID))),
