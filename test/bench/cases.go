@@ -98,6 +98,7 @@ func cases() []benchCase {
 		{"large", "one new large file", largeCase},
 		{"idle", "many directories in which nothing happens", idleCase},
 		{"rbd-first", "first synchronisation of a large RBD image", rbdFirstCase},
+		{"rbd-far", "the same with 50 ms more of round-trip time to the source", rbdFarCase},
 		{"rbd-small", "small writes at random to an RBD image", rbdSmallCase},
 		{"rbd-many", "many RBD images of which some change", rbdManyCase},
 		{"journal-backlog", "small writes at random that wait in the journal of an RBD image", journalBacklogCase},

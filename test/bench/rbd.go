@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +21,7 @@ import (
 
 	"cephmirror/admin"
 	"cephmirror/test/bed"
+	"cephmirror/test/bench/delay"
 	"cephmirror/test/rbdimage"
 )
 
@@ -57,6 +61,7 @@ type rbdLab struct {
 	*lab
 	pool string
 	a, b rbdimage.Pool
+	env  []string // for the daemon
 }
 
 // withPool makes a mirrored pool, calls use and removes the pool.
@@ -126,7 +131,7 @@ func (r *rbdLab) withDaemon(ctx context.Context, who string, use func(*rbdDaemon
 		args = slices.Concat(r.ours[:1], args, r.ours[1:])
 	}
 	args = append(args, further...)
-	if d.proc, err = r.bed.StartProcess(bed.ProcessSpec{Name: who, Args: args}); err != nil {
+	if d.proc, err = r.bed.StartProcess(bed.ProcessSpec{Name: who, Args: args, Env: r.env}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.proc.Stop(context.WithoutCancel(ctx))) }()
@@ -337,52 +342,121 @@ func full(ctx context.Context, size, data uint64, seed uint64) func(*rbd.Image) 
 
 // rbdFirstCase measures the first synchronisation of an image.
 func rbdFirstCase(ctx context.Context, l *lab, p plan, rep *report) error {
+	return l.rbdFirst(ctx, p, rep, 0, "at least 1, goal 1.3")
+}
+
+// rbdFarCase does it with a source that is far away.
+func rbdFarCase(ctx context.Context, l *lab, p plan, rep *report) error {
+	return l.rbdFirst(ctx, p, rep, 50*time.Millisecond, "at least 1.5")
+}
+
+// ports are those of a cluster's daemons.
+func ports(ctx context.Context, c *bed.Cluster) ([]int, error) {
+	var all []int
+	address := regexp.MustCompile(`127\.0\.0\.1:(\d+)/`)
+	for _, what := range []string{"mon dump", "osd dump", "mgr dump"} {
+		out, err := c.MonCommand(ctx, map[string]any{"prefix": what, "format": "json"})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range address.FindAllStringSubmatch(out, -1) {
+			if port, err := strconv.Atoi(m[1]); err == nil && port != 0 {
+				all = append(all, port)
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// far lets use run with daemons that are some round-trip time away from a.
+func (r *rbdLab) far(ctx context.Context, roundTrip time.Duration, use func() error) error {
+	if roundTrip == 0 {
+		return use()
+	}
+	list, err := ports(ctx, r.lab.a)
+	if err != nil {
+		return err
+	}
+	proxy, err := delay.New(list, roundTrip)
+	if err != nil {
+		return err
+	}
+	defer proxy.Close()
+	dir, err := os.MkdirTemp("", "delay")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if r.env, err = proxy.Redirect(ctx, dir); err != nil {
+		return err
+	}
+	err = use()
+	r.env = nil
+	r.logf("%d connections went through the proxy", proxy.Count())
+	if err == nil && proxy.Count() == 0 {
+		err = errors.New("nothing went through the proxy")
+	}
+	return err
+}
+
+func (l *lab) rbdFirst(ctx context.Context, p plan, rep *report, roundTrip time.Duration, wanted string) error {
 	q := p.rbd
 	name := fmt.Sprintf("rbd: first sync, %d MiB of %d MiB", q.firstData>>20, q.firstSize>>20)
+	if roundTrip > 0 {
+		name += fmt.Sprintf(", %v away", roundTrip)
+	}
 	rows := make(map[string]*row)
 	err := l.withPool(ctx, func(r *rbdLab) error {
-		l.logf("filling an image")
-		const image = "first"
-		if err := r.image(image, q.firstSize, full(ctx, q.firstSize, q.firstData, rand.Uint64())); err != nil {
+		return r.far(ctx, roundTrip, func() error {
+			return r.measureFirst(ctx, p, rep, name, rows)
+		})
+	})
+	rep.ratio(name, "stock / ours, from enabling on", rows[stock], rows[ours], (*row).total, wanted)
+	return err
+}
+
+func (r *rbdLab) measureFirst(ctx context.Context, p plan, rep *report, name string, rows map[string]*row) error {
+	q, l := p.rbd, r.lab
+	l.logf("filling an image")
+	const image = "first"
+	if err := r.image(image, q.firstSize, full(ctx, q.firstSize, q.firstData, rand.Uint64())); err != nil {
+		return err
+	}
+	for _, who := range p.daemons() {
+		var samples []sample
+		err := r.withDaemon(ctx, who, func(d *rbdDaemon) error {
+			for range p.repeat {
+				s, err := d.measure(ctx, func() (map[string]uint64, error) {
+					id, err := r.enable(image)
+					return map[string]uint64{image: id}, err
+				})
+				if err != nil {
+					return err
+				}
+				if s.sync, err = d.lastSync(ctx, image); err != nil {
+					return err
+				}
+				l.logf("%s: %.2f s (by its own account %.2f s)", who, s.total.Seconds(), s.sync.Seconds())
+				samples = append(samples, s)
+				if err := r.same(image); err != nil {
+					return err
+				}
+				if err := d.forgetImage(ctx, image); err != nil {
+					return err
+				}
+				r.quiet(ctx)
+			}
+			return nil
+		})
+		if err != nil {
 			return err
 		}
-		for _, who := range p.daemons() {
-			var samples []sample
-			err := r.withDaemon(ctx, who, func(d *rbdDaemon) error {
-				for range p.repeat {
-					s, err := d.measure(ctx, func() (map[string]uint64, error) {
-						id, err := r.enable(image)
-						return map[string]uint64{image: id}, err
-					})
-					if err != nil {
-						return err
-					}
-					if s.sync, err = d.lastSync(ctx, image); err != nil {
-						return err
-					}
-					l.logf("%s: %.2f s (by its own account %.2f s)", who, s.total.Seconds(), s.sync.Seconds())
-					samples = append(samples, s)
-					if err := r.same(image); err != nil {
-						return err
-					}
-					if err := d.forgetImage(ctx, image); err != nil {
-						return err
-					}
-					r.quiet(ctx)
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			rows[who] = newRow(name, who, samples)
-			rows[who].Bytes = int64(q.firstData)
-			rep.add(rows[who])
-		}
-		return nil
-	})
-	rep.ratio(name, "stock / ours, from enabling on", rows[stock], rows[ours], (*row).total, "at least 1, goal 1.3")
-	return err
+		rows[who] = newRow(name, who, samples)
+		rows[who].Bytes = int64(q.firstData)
+		rep.add(rows[who])
+	}
+	return nil
 }
 
 // forgetImage disables mirroring, and waits until the copy is gone.
