@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 
+	"cephmirror/rbdmirror/journal/apply"
 	"cephmirror/rbdmirror/journal/format"
 	"cephmirror/rbdmirror/journal/lag"
 	"cephmirror/rbdmirror/journal/objects"
 	"cephmirror/rbdmirror/journal/plan"
+	"cephmirror/rbdmirror/journal/stream"
 	"cephmirror/rbdmirror/journal/target"
 	"cephmirror/rbdmirror/replica"
 	"cephmirror/rbdmirror/store"
@@ -109,7 +111,7 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 func (r *Replayer) session(ctx context.Context, src source, t *target.Target, header *objects.Header, rec plan.Record) error {
 	s := &session{
 		log: r.log, source: src, local: journalOf(r.pair.Local, t.Header().ID), image: t.Header().ID, lock: r.lockName(r.lock.Cookie),
-		target: t, memory: share{of: r.cfg.Journals}, calls: &r.pair.Calls, header: header,
+		target: t, memory: share{of: r.cfg.Journals}, calls: &r.pair.Calls, limit: r.rate, header: header,
 		heard: r.heard, check: r.check, kick: r.kick, flush: r.flushes,
 		retune: func(img *store.Image) tuning {
 			o := r.tuning(img)
@@ -173,7 +175,7 @@ func (r *Replayer) explain(err error) error {
 		errors.Is(err, errDisconnected), errors.Is(err, errUnregistered), errors.Is(err, errGone), errors.Is(err, context.Canceled):
 		r.log.Info().Str("why", err.Error()).Msg("stopped replaying the journal")
 		return nil
-	case errors.Is(err, format.ErrCorrupt):
+	case errors.Is(err, format.ErrCorrupt), errors.Is(err, stream.ErrMissing), errors.Is(err, apply.ErrInexact):
 		return fmt.Errorf("the remote journal cannot be replayed, a resync is required: %w", err)
 	}
 	return err

@@ -365,7 +365,7 @@ func (r *Replayer) watchLocal(id string) error {
 	}
 	r.letGo()
 	own := r.pair.Local.Client
-	w, err := replica.NewWatch(r.pair.Local.IO, store.HeaderObject(id), func(n *ceph.Notification) []byte {
+	w, err := r.pair.Local.Watch(store.HeaderObject(id), func(n *ceph.Notification) []byte {
 		if n == nil || n.Notifier == own {
 			poke(r.check)
 			return nil
@@ -397,7 +397,7 @@ func (r *Replayer) watchLocalLog(id string) (err error) {
 	}
 	r.unwatchLocalLog()
 	r.localLogID = id
-	r.localLog, err = replica.NewWatch(r.pair.Local.IO, format.HeaderName(id), func(*ceph.Notification) []byte {
+	r.localLog, err = r.pair.Local.Watch(format.HeaderName(id), func(*ceph.Notification) []byte {
 		poke(r.check)
 		return nil
 	})
@@ -420,7 +420,7 @@ func (r *Replayer) watchRemote(ctx context.Context, id string) error {
 	}
 	r.unwatchRemote()
 	w, err := replica.Call(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (*replica.Watch, error) {
-		return replica.NewWatch(r.pair.Remote.IO, format.HeaderName(id), func(*ceph.Notification) []byte {
+		return r.pair.Remote.Watch(format.HeaderName(id), func(*ceph.Notification) []byte {
 			poke(r.heard)
 			return nil
 		})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/journal/apply"
@@ -73,6 +74,7 @@ type session struct {
 	retune func(*store.Image) tuning
 	tuned  time.Time
 	calls  *replica.Calls
+	limit  *rate.Limiter // of bytes read from the source; nil: none
 	report func(lag.Report, *counters)
 	// heard is filled when the source's journal tells of a change, check when
 	// the local image or its journal does; kick to look at once.
@@ -343,9 +345,27 @@ func (s *session) fetch(ctx context.Context, now time.Time) {
 	for _, f := range s.reader.Want(s.room() - planned) {
 		s.calls.Go(func() {
 			data, err := objects.Read(ctx, s.source.data, s.source.geometry.Object(f.Object), f.Offset, f.Length)
+			if err == nil {
+				err = s.slowDown(ctx, len(data))
+			}
 			s.post(func() { s.fetched(f, data, err) })
 		})
 	}
+}
+
+// slowDown waits as long as it may take to read some bytes.
+func (s *session) slowDown(ctx context.Context, n int) error {
+	if s.limit == nil {
+		return nil
+	}
+	for n > 0 {
+		part := min(n, s.limit.Burst())
+		if err := s.limit.WaitN(ctx, part); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
 }
 
 // post has the loop do something, if it still runs.

@@ -286,7 +286,7 @@ func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error)
 	if want && r.remoteWatch == nil {
 		id := v.remote.image.ID
 		r.remoteWatch, err = replica.Call(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (*headerWatch, error) {
-			return watchHeader(r.pair.Remote.IO, id, r.pair.Remote.Client, r.Kick, func(bool) {})
+			return watchHeader(r.pair.Remote, id, r.Kick, func(bool) {})
 		}, func(w *headerWatch) { _ = w.Close() })
 		if err != nil {
 			return again, replica.Remotely(err)
@@ -300,7 +300,7 @@ func (r *Replayer) watches(ctx context.Context, v *view) (again bool, err error)
 // done.
 func (r *Replayer) watchLocal(id string) error {
 	header := store.NewHeader(r.pair.Local.IO, id)
-	w, err := watchHeader(r.pair.Local.IO, id, r.pair.Local.Client, func() {
+	w, err := watchHeader(r.pair.Local, id, func() {
 		img, err := header.Load()
 		if err == nil && plan.Promoted(&plan.Header{Features: img.Features, Snapshots: img.Snapshots}) {
 			r.interrupt(errRole)

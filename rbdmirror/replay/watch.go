@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/replica"
@@ -39,7 +37,7 @@ func promotes(request []byte) bool {
 // else has changed it, and when the watch is lost. It may take its time. wanted
 // is called when somebody else wants the lock; promotion tells that it is for a
 // forced promotion of the image.
-func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(), wanted func(promotion bool)) (*headerWatch, error) {
+func watchHeader(side *replica.Side, image string, changed func(), wanted func(promotion bool)) (*headerWatch, error) {
 	h := &headerWatch{image: image, stop: make(chan struct{})}
 	news := make(chan struct{}, 1)
 	tell := func() {
@@ -49,13 +47,13 @@ func watchHeader(ioctx *rados.IOContext, image string, own uint64, changed func(
 		}
 	}
 	var err error
-	h.Watch, err = replica.NewWatch(ioctx, store.HeaderObject(image), func(n *ceph.Notification) []byte {
+	h.Watch, err = side.Watch(store.HeaderObject(image), func(n *ceph.Notification) []byte {
 		if n == nil {
 			tell()
 			return nil
 		}
 		m, err := cls.DecodeHeaderNotify(n.Data)
-		if err != nil || n.Notifier == own {
+		if err != nil || n.Notifier == side.Client {
 			return nil
 		}
 		if m.Op.AsksHolder() {

@@ -21,13 +21,14 @@ type Side struct {
 	Dir     *store.Directory
 	States  *store.ImageStates
 
-	pool *rados.IOContext // default namespace
+	pool         *rados.IOContext // default namespace
+	watchTimeout time.Duration    // 0: the cluster's own
 	// data are further contexts, kept until the end because a call that hangs
 	// may still use them.
 	data map[int64]*rados.IOContext
 }
 
-func openSide(s Site) (*Side, error) {
+func openSide(s Site, watchTimeout time.Duration) (*Side, error) {
 	pool, err := ceph.OpenPool(s.Conn, s.Pool)
 	if err != nil {
 		return nil, fmt.Errorf("opening pool %s: %w", s.Pool, err)
@@ -42,7 +43,7 @@ func openSide(s Site) (*Side, error) {
 		Site: s, Client: s.Conn.GetInstanceID(), IO: ioctx,
 		Records: store.NewMirroring(ioctx), Peers: store.NewMirroring(pool),
 		Dir: store.NewDirectory(ioctx), States: store.NewImageStates(ioctx),
-		pool: pool, data: map[int64]*rados.IOContext{},
+		pool: pool, watchTimeout: watchTimeout, data: map[int64]*rados.IOContext{},
 	}, nil
 }
 
@@ -98,12 +99,12 @@ func NewPair(limit time.Duration) *Pair { return &Pair{Limit: limit, ended: make
 func (p *Pair) Open(ctx context.Context, local, remote Site) error {
 	var err error
 	if p.Local == nil {
-		if p.Local, err = openSide(local); err != nil {
+		if p.Local, err = openSide(local, 0); err != nil {
 			return err
 		}
 	}
 	if p.Remote == nil {
-		p.Remote, err = Call(ctx, &p.Calls, p.Limit, func() (*Side, error) { return openSide(remote) }, (*Side).close)
+		p.Remote, err = Call(ctx, &p.Calls, p.Limit, func() (*Side, error) { return openSide(remote, remoteTimeout) }, (*Side).close)
 		if err != nil {
 			return Remotely(err)
 		}

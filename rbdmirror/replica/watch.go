@@ -3,8 +3,7 @@ package replica
 import (
 	"fmt"
 	"sync"
-
-	"github.com/ceph/go-ceph/rados"
+	"time"
 
 	"cephmirror/internal/ceph"
 )
@@ -20,11 +19,17 @@ type Watch struct {
 	lost error
 }
 
-// NewWatch watches an object. heard is called for each notification, and returns
+// remoteTimeout is how long the peer's cluster keeps the watch of a client that it
+// does not hear of: whoever changes what is watched waits for it, for as long as it
+// takes to find out that a worker was killed. A watch that was lost for no good
+// reason is made anew.
+const remoteTimeout = 10 * time.Second
+
+// Watch watches an object. heard is called for each notification, and returns
 // what to answer; it must not block for long. It is called with nil when the watch
 // is lost.
-func NewWatch(ioctx *rados.IOContext, oid string, heard func(n *ceph.Notification) []byte) (*Watch, error) {
-	w, err := ceph.NewWatch(ioctx, oid, 0)
+func (s *Side) Watch(oid string, heard func(n *ceph.Notification) []byte) (*Watch, error) {
+	w, err := ceph.NewWatch(s.IO, oid, s.watchTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("%s: watching: %w", oid, err)
 	}
