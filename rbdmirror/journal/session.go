@@ -119,6 +119,7 @@ type session struct {
 	// newestTime and doneTime are of the last entry read, and carried out.
 	newestTime, doneTime time.Time
 	average              float64 // bytes of payload per entry
+	taken                int     // entries that it is made of
 }
 
 // counters are what the metrics need.
@@ -326,7 +327,9 @@ func (s *session) take(now time.Time) error {
 			}
 			s.read = e.Position
 			s.lastData = now
-			s.average += (float64(len(e.Payload)) - s.average) / 64
+			// Of the few first ones the mean, then a running one.
+			s.taken = min(s.taken+1, 64)
+			s.average += (float64(len(e.Payload)) - s.average) / float64(s.taken)
 		}
 		if s.tune.delay > 0 && s.clock.Age(s.next.Time, now) < s.tune.delay && !s.next.Time.IsZero() {
 			return nil
@@ -800,7 +803,7 @@ func (s *session) tell() {
 		r.Mode = Strict
 	}
 	if r.EntriesBehind > 0 {
-		r.BytesBehind = max(uint64(queued), uint64(float64(r.EntriesBehind)*s.average))
+		r.BytesBehind = max(uint64(queued+s.reader.Buffered()), uint64(float64(r.EntriesBehind)*s.average))
 		oldest := s.doneTime
 		if e, ok := s.planner.Oldest(); ok && !e.Time.IsZero() {
 			oldest = e.Time
