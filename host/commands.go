@@ -95,6 +95,7 @@ type domainStatus struct {
 	Loaded    bool           `json:"loaded"`
 	Settled   bool           `json:"settled"`
 	Instances map[string]int `json:"instances"`
+	Draining  []string       `json:"draining,omitempty"`
 	LastError string         `json:"last_error,omitempty"`
 }
 
@@ -122,6 +123,9 @@ func (d *daemon) status() daemonStatus {
 		ds := domainStatus{Domain: domain, Loaded: s.Loaded, Settled: s.Settled, Instances: map[string]int{}, LastError: s.LastError}
 		for _, i := range s.Instances {
 			ds.Instances[i.Instance] = i.Units
+			if i.Draining {
+				ds.Draining = append(ds.Draining, i.Instance)
+			}
 		}
 		out.Leads = append(out.Leads, ds)
 	})

@@ -376,6 +376,9 @@ func (d *daemon) standardCommands(info plugins.Info) error {
 	if err := d.table.Add("cephmirror schedule status", "show the schedules that this instance follows", d.scheduleCommand); err != nil {
 		return err
 	}
+	if err := d.assignmentCommands(); err != nil {
+		return err
+	}
 	return d.table.Add("cephmirror status", "show the state of the plugin and what this instance leads", d.statusCommand)
 }
 

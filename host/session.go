@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"cephmirror/dirmap"
 	"cephmirror/host/leader"
 	"cephmirror/plugins"
 )
@@ -155,9 +156,9 @@ func (d *daemon) follow(ctx context.Context, client *plugins.Client) error {
 			d.domains.lose(e.Domain)
 			log.Info().Msg("mirroring is disabled")
 		case plugins.EventLeaderGained:
-			shuffle := d.shuffleInterval(ctx, client)
+			params := dirmap.Params{ShuffleInterval: d.shuffleInterval(ctx, client), Policy: d.policy()}
 			d.domains.gain(e.Domain, func() domainLoop {
-				return leader.Start(ctx, client, e.Domain, shuffle, d.log)
+				return leader.Start(ctx, client, e.Domain, params, d.log)
 			})
 		case plugins.EventLeaderLost:
 			d.domains.lose(e.Domain)

@@ -108,6 +108,7 @@ func eventToPB(e Event) *pb.Event {
 	return &pb.Event{
 		Kind: int32(e.Kind), Domain: e.Domain, Unit: []byte(e.Unit), Instance: e.Instance,
 		Signature: []byte(e.Spec.Signature), Help: e.Spec.Help,
+		LoadBytes: e.Load.Bytes, LoadLag: int64(e.Load.Lag),
 	}
 }
 
@@ -115,6 +116,7 @@ func eventFromPB(e *pb.Event) Event {
 	return Event{
 		Kind: EventKind(e.GetKind()), Domain: e.GetDomain(), Unit: string(e.GetUnit()), Instance: e.GetInstance(),
 		Spec: CommandSpec{Signature: string(e.GetSignature()), Help: e.GetHelp()},
+		Load: Load{Bytes: e.GetLoadBytes(), Lag: time.Duration(e.GetLoadLag())},
 	}
 }
 

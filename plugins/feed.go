@@ -24,6 +24,9 @@ type Feed struct {
 	specs     map[string]CommandSpec // by prefix
 	units     ordered[[2]string]
 	instances ordered[[2]string]
+	draining  ordered[[2]string]
+	pins      map[[2]string]string // domain and unit to instance
+	loads     map[[2]string]Load
 	receivers map[*receiver]struct{}
 }
 
@@ -71,11 +74,13 @@ func (f *Feed) apply(e Event) (changed bool) {
 		mine := func(k [2]string) bool { return k[0] == e.Domain }
 		f.units.removeFunc(mine)
 		f.instances.removeFunc(mine)
+		f.forget(e.Domain)
 		f.leads.remove(e.Domain)
 		return f.domains.remove(e.Domain)
 	case EventLeaderGained:
 		return f.leads.add(e.Domain)
 	case EventLeaderLost:
+		f.forget(e.Domain)
 		return f.leads.remove(e.Domain)
 	case EventUnitAdded:
 		return f.units.add(at(e.Unit))
@@ -87,6 +92,14 @@ func (f *Feed) apply(e Event) (changed bool) {
 		return f.instances.add(at(e.Instance))
 	case EventInstanceLeft:
 		return f.instances.remove(at(e.Instance))
+	case EventUnitPinned:
+		return put(&f.pins, at(e.Unit), e.Instance)
+	case EventInstanceDraining:
+		return f.draining.add(at(e.Instance))
+	case EventInstanceServing:
+		return f.draining.remove(at(e.Instance))
+	case EventUnitLoad:
+		return put(&f.loads, at(e.Unit), e.Load)
 	case EventCommandAdded:
 		if f.specs == nil {
 			f.specs = map[string]CommandSpec{}
@@ -98,6 +111,32 @@ func (f *Feed) apply(e Event) (changed bool) {
 		return f.commands.remove(e.Spec.Prefix())
 	}
 	return false
+}
+
+// forget drops what only the leader of a domain tells.
+func (f *Feed) forget(domain string) {
+	mine := func(k [2]string) bool { return k[0] == domain }
+	f.draining.removeFunc(mine)
+	maps.DeleteFunc(f.pins, func(k [2]string, _ string) bool { return mine(k) })
+	maps.DeleteFunc(f.loads, func(k [2]string, _ Load) bool { return mine(k) })
+}
+
+// put changes a map, of which zero values are no part, and tells whether it was
+// different.
+func put[K, V comparable](m *map[K]V, k K, v V) bool {
+	var zero V
+	if (*m)[k] == v {
+		return false
+	}
+	if v == zero {
+		delete(*m, k)
+		return true
+	}
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[k] = v
+	return true
 }
 
 func (f *Feed) state() []Event {
@@ -116,6 +155,15 @@ func (f *Feed) state() []Event {
 	}
 	for _, i := range f.instances.keys() {
 		out = append(out, Event{Kind: EventInstanceJoined, Domain: i[0], Instance: i[1]})
+	}
+	for _, i := range f.draining.keys() {
+		out = append(out, Event{Kind: EventInstanceDraining, Domain: i[0], Instance: i[1]})
+	}
+	for u, in := range f.pins {
+		out = append(out, Event{Kind: EventUnitPinned, Domain: u[0], Unit: u[1], Instance: in})
+	}
+	for u, load := range f.loads {
+		out = append(out, Event{Kind: EventUnitLoad, Domain: u[0], Unit: u[1], Load: load})
 	}
 	return append(out, Event{Kind: EventSynced})
 }

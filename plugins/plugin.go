@@ -105,6 +105,12 @@ const (
 	EventCommandAdded             // Spec
 	EventCommandRemoved           // Spec.Prefix()
 	EventSynced                   // all current state has been sent
+
+	// What is to be heeded in the assignment, told while leading.
+	EventUnitPinned       // Domain, Unit, Instance: the unit belongs there; to nobody when empty
+	EventInstanceDraining // Domain, Instance: it is to get rid of its units
+	EventInstanceServing  // Domain, Instance: no longer so
+	EventUnitLoad         // Domain, Unit, Load
 )
 
 // Event is one change that a plugin reports. Only the fields named beside its
@@ -115,6 +121,13 @@ type Event struct {
 	Unit     string // directory path or image id
 	Instance string
 	Spec     CommandSpec
+	Load     Load
+}
+
+// Load is how much work a unit was lately.
+type Load struct {
+	Bytes float64       // a second
+	Lag   time.Duration // how far it is behind
 }
 
 // Map is the stored assignment of a domain.

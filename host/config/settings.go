@@ -110,6 +110,10 @@ func hostSettings() []Setting {
 			Help: "How long a directory stays with its instance before it may be moved to another live one.",
 		},
 		{
+			Name: "assignment_policy", Type: Choice, Default: "least-units", Choices: []string{"least-units", "load-aware"},
+			Help: "What the instance that leads shares evenly: the number of units, or what they cost by their recent bytes and by how far they lag.",
+		},
+		{
 			Name: "metrics_listen", Type: String,
 			Help: "Address of the Prometheus endpoint (/metrics), for example 127.0.0.1:9283. Off when empty; a port alone listens on the loopback.",
 		},

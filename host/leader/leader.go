@@ -56,13 +56,14 @@ type Loop struct {
 	status Status
 }
 
-// Start begins to lead domain. shuffle is the least time between two moves of
-// one unit.
-func Start(ctx context.Context, p Plugin, domain string, shuffle time.Duration, log zerolog.Logger) *Loop {
+// Start begins to lead domain. Of params, how long an action may take is our
+// own matter.
+func Start(ctx context.Context, p Plugin, domain string, params dirmap.Params, log zerolog.Logger) *Loop {
+	params.ActionTimeout = actionTimeout
 	ctx, cancel := context.WithCancel(ctx)
 	l := &Loop{
 		plugin: p, domain: domain, log: log.With().Str("domain", domain).Logger(),
-		m:      dirmap.New(dirmap.Params{ShuffleInterval: shuffle, ActionTimeout: actionTimeout}),
+		m:      dirmap.New(params),
 		cancel: cancel, ended: make(chan struct{}),
 		wake: make(chan struct{}, 1), results: make(chan dirmap.ActionDone, parallel),
 	}
@@ -91,6 +92,12 @@ func (l *Loop) Tell(e plugins.Event) {
 		ev = dirmap.InstanceJoined{Instance: e.Instance}
 	case plugins.EventInstanceLeft:
 		ev = dirmap.InstanceLeft{Instance: e.Instance}
+	case plugins.EventUnitPinned:
+		ev = dirmap.UnitPinned{Unit: e.Unit, Instance: e.Instance}
+	case plugins.EventInstanceDraining, plugins.EventInstanceServing:
+		ev = dirmap.InstanceDraining{Instance: e.Instance, Draining: e.Kind == plugins.EventInstanceDraining}
+	case plugins.EventUnitLoad:
+		ev = dirmap.UnitLoad{Unit: e.Unit, Bytes: e.Load.Bytes, Lag: e.Load.Lag}
 	default:
 		return
 	}
@@ -139,7 +146,25 @@ func (l *Loop) run(ctx context.Context) {
 			pending = append(pending, job{a, now.Add(actionBudget)})
 		}
 	}
+	// What it is to heed is told before, so that nothing moves twice. Units that
+	// join and leave are of no use before the map is there.
+	l.mu.Lock()
+	early := l.queue
+	l.queue = nil
+	l.mu.Unlock()
+	var late []dirmap.Event
+	for _, ev := range early {
+		switch ev.(type) {
+		case dirmap.UnitPinned, dirmap.InstanceDraining, dirmap.UnitLoad:
+			handle(ev)
+		default:
+			late = append(late, ev)
+		}
+	}
 	handle(loaded)
+	for _, ev := range late {
+		handle(ev)
+	}
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {

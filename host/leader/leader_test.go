@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"cephmirror/dirmap"
 	"cephmirror/plugins"
 )
 
@@ -85,7 +86,7 @@ func TestLoopAssignsAndMoves(t *testing.T) {
 		for i := range 40 {
 			c.stored[fmt.Sprintf("/d%d", i)] = ""
 		}
-		l := Start(t.Context(), c, "cephfs@1", time.Minute, zerolog.New(zerolog.NewTestWriter(t)))
+		l := Start(t.Context(), c, "cephfs@1", dirmap.Params{ShuffleInterval: time.Minute}, zerolog.New(zerolog.NewTestWriter(t)))
 		defer l.Close()
 		l.Tell(plugins.Event{Kind: plugins.EventUnitAdded, Unit: "/late"}) // before the map is loaded
 		time.Sleep(time.Minute)
@@ -120,9 +121,39 @@ func TestLoopAssignsAndMoves(t *testing.T) {
 	})
 }
 
+func TestOrdersAreHeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{stored: map[string]string{}, owns: map[string]map[string]bool{"1": {}, "2": {}}}
+		for i := range 10 {
+			c.stored[fmt.Sprintf("/d%d", i)] = "1"
+			c.owns["1"][fmt.Sprintf("/d%d", i)] = true
+		}
+		l := Start(t.Context(), c, "d", dirmap.Params{ShuffleInterval: time.Hour}, zerolog.Nop())
+		defer l.Close()
+		l.Tell(plugins.Event{Kind: plugins.EventUnitPinned, Unit: "/d3", Instance: "2"})
+		time.Sleep(time.Minute)
+		if !c.owns["2"]["/d3"] {
+			t.Errorf("what is pinned has not moved: %v", c.owns)
+		}
+		l.Tell(plugins.Event{Kind: plugins.EventInstanceDraining, Instance: "1"})
+		time.Sleep(time.Minute)
+		if n := c.load("2"); n != 10 {
+			t.Errorf("who is drained has kept %d", c.load("1"))
+		}
+		if st := l.Status(); !st.Settled || !st.Instances[0].Draining {
+			t.Errorf("%+v", st)
+		}
+		l.Tell(plugins.Event{Kind: plugins.EventInstanceServing, Instance: "1"})
+		time.Sleep(2 * time.Hour)
+		if n := c.load("1"); n != 5 {
+			t.Errorf("who serves again has %d", n)
+		}
+	})
+}
+
 func TestCloseDuringLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := Start(t.Context(), &cluster{loadErrs: 1000}, "d", time.Minute, zerolog.Nop())
+		l := Start(t.Context(), &cluster{loadErrs: 1000}, "d", dirmap.Params{}, zerolog.Nop())
 		time.Sleep(10 * time.Second)
 		l.Close()
 	})

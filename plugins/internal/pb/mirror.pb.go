@@ -375,6 +375,8 @@ type Event struct {
 	Instance      string                 `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"`
 	Signature     []byte                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"`
 	Help          string                 `protobuf:"bytes,6,opt,name=help,proto3" json:"help,omitempty"`
+	LoadBytes     float64                `protobuf:"fixed64,7,opt,name=load_bytes,json=loadBytes,proto3" json:"load_bytes,omitempty"`
+	LoadLag       int64                  `protobuf:"varint,8,opt,name=load_lag,json=loadLag,proto3" json:"load_lag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +451,20 @@ func (x *Event) GetHelp() string {
 		return x.Help
 	}
 	return ""
+}
+
+func (x *Event) GetLoadBytes() float64 {
+	if x != nil {
+		return x.LoadBytes
+	}
+	return 0
+}
+
+func (x *Event) GetLoadLag() int64 {
+	if x != nil {
+		return x.LoadLag
+	}
+	return 0
 }
 
 type LoadMapRequest struct {
@@ -1314,14 +1330,17 @@ const file_mirror_proto_rawDesc = "" +
 	"\bpid_file\x18\t \x01(\tR\apidFile\x12\x17\n" +
 	"\arun_dir\x18\n" +
 	" \x01(\tR\x06runDir\"\x0f\n" +
-	"\rEventsRequest\"\x95\x01\n" +
+	"\rEventsRequest\"\xcf\x01\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\x05R\x04kind\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04unit\x18\x03 \x01(\fR\x04unit\x12\x1a\n" +
 	"\binstance\x18\x04 \x01(\tR\binstance\x12\x1c\n" +
 	"\tsignature\x18\x05 \x01(\fR\tsignature\x12\x12\n" +
-	"\x04help\x18\x06 \x01(\tR\x04help\"(\n" +
+	"\x04help\x18\x06 \x01(\tR\x04help\x12\x1d\n" +
+	"\n" +
+	"load_bytes\x18\a \x01(\x01R\tloadBytes\x12\x19\n" +
+	"\bload_lag\x18\b \x01(\x03R\aloadLag\"(\n" +
 	"\x0eLoadMapRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"V\n" +
 	"\bMapChunk\x12,\n" +
