@@ -56,8 +56,8 @@ func TestMain(m *testing.M) {
 		fmt.Println("skipped: needs Ceph, run with `bed enter`")
 		return
 	}
-	if text := os.Getenv(writerEnv); text != "" {
-		os.Exit(writerMain(text))
+	if text := os.Getenv(childEnv); text != "" {
+		os.Exit(childMain(text))
 	}
 	os.Exit(run(m))
 }

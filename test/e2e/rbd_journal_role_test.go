@@ -76,7 +76,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 	arrived := func(m rbdimage.Maker, by string) {
 		t.Helper()
 		p.caughtUpWithin(t, limit, m)
-		p.sameBy(t, m, by)
+		p.equal(t, m, by)
 	}
 	change := func(m rbdimage.Maker, seed uint64) {
 		m.Fill(seed, 2*mib+1000, mib)
@@ -93,7 +93,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 	change(a, 10)
 	p.demote(t, a)
 	p.takeOver(t, limit, b)
-	p.sameBy(t, a, w.b)
+	p.equal(t, a, w.b)
 	if w.b == ours {
 		p.checkMaps(t, b)
 	}
@@ -106,7 +106,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 		change(b, 30+100*round)
 		p.demote(t, b)
 		p.takeOver(t, limit, a)
-		p.sameBy(t, b, w.a)
+		p.equal(t, b, w.a)
 		if w.a == ours {
 			p.checkMaps(t, a)
 		}
@@ -260,6 +260,8 @@ func TestRBDJournalForced(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("promoted after %v", time.Since(begun).Round(100*time.Millisecond))
+			// Once it can be written to, nobody else writes to it any more.
+			copy.Write(writes*block, []byte("mine"))
 			prefix, last := s.look(t, copy)
 			t.Logf("%d of %d writes are there, the last one is %d", prefix, writes, last)
 			switch {
@@ -283,7 +285,7 @@ func TestRBDJournalForced(t *testing.T) {
 			p.waitOwn(t, copy, "up+error", "split-brain")
 			copy.Resync()
 			p.caughtUpWithin(t, 2*journalPatience(tested()), m)
-			p.same(t, m)
+			p.equal(t, m, tested())
 		})
 	}
 }
@@ -315,7 +317,7 @@ func TestRBDJournalSplitBrain(t *testing.T) {
 	})
 	copy.Resync()
 	p.caughtUpWithin(t, 2*journalPatience(tested()), m)
-	p.same(t, m)
+	p.equal(t, m, tested())
 	m.Fill(4, 0, mib)
 	p.sameJournal(t, m)
 }
@@ -338,7 +340,7 @@ func TestRBDJournalResync(t *testing.T) {
 			}
 			return err
 		})
-		p.same(t, m)
+		p.equal(t, m, tested())
 		m.Fill(7, mib, mib)
 		p.sameJournal(t, m)
 	}
@@ -408,7 +410,7 @@ func TestRBDJournalResync(t *testing.T) {
 			}
 			return nil
 		})
-		p.same(t, m)
+		p.equal(t, m, tested())
 	})
 	t.Run("without a primary", func(t *testing.T) {
 		notStock(t, "it may delete the only good copy")
@@ -427,7 +429,7 @@ func TestRBDJournalResync(t *testing.T) {
 			}
 			return err
 		})
-		p.same(t, m)
+		p.equal(t, m, tested())
 	})
 }
 
@@ -561,7 +563,7 @@ func TestRBDJournalHandOver(t *testing.T) {
 						t.Fatal(err)
 					}
 					copy := p.caughtUpWithin(t, journalPatience(stock), m)
-					p.sameBy(t, m, stock) // what ours finds of the other one's object maps it leaves
+					p.equal(t, m, stock) // what ours finds of the other one's object maps it leaves
 					if copy.ID() != ids[i] {
 						t.Errorf("%s was made anew by %s", copy.Spec(), by)
 					}
@@ -604,7 +606,7 @@ func TestRBDJournalTwoDaemons(t *testing.T) {
 				}
 				for _, m := range images {
 					p.caughtUpWithin(t, 2*journalPatience(stock), m)
-					p.sameBy(t, m, second)
+					p.equal(t, m, second)
 				}
 			}
 			round(100)

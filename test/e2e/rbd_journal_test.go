@@ -89,11 +89,7 @@ func (p *rbdPool) behind(m rbdimage.Maker) error {
 	case j.Master.Any && (!c.Any || c.Position.Compare(j.Master.Position) < 0):
 		return fmt.Errorf("at %+v of %+v", c.Position, j.Master.Position)
 	}
-	var id string
-	err = p.other(m.Pool()).Look(m.Name(), func(img *rbd.Image) (err error) {
-		id, err = img.GetId()
-		return err
-	})
+	id, err := p.other(m.Pool()).ImageID(m.Name())
 	if err == nil && id != c.ImageID {
 		err = fmt.Errorf("the copy is %s, but registered as %s", id, c.ImageID)
 	}
@@ -128,7 +124,7 @@ func (p *rbdPool) caughtUpWithin(t *testing.T, limit time.Duration, m rbdimage.M
 func (p *rbdPool) sameJournal(t *testing.T, m rbdimage.Maker) rbdimage.Maker {
 	t.Helper()
 	c := p.caughtUp(t, m)
-	p.same(t, m)
+	p.equal(t, m, tested())
 	return c
 }
 
@@ -391,7 +387,7 @@ func TestRBDJournalResume(t *testing.T) {
 		d.start(t)
 	}
 	p.caughtUpWithin(t, 3*time.Minute, m)
-	p.same(t, m)
+	p.equal(t, m, tested())
 }
 
 // TestRBDJournalCommands looks at what the stock tools make of a journal that is
@@ -464,7 +460,7 @@ func TestRBDJournalCommands(t *testing.T) {
 		}
 		return err
 	})
-	p.same(t, m)
+	p.equal(t, m, tested())
 }
 
 // lag is the JSON in the description of an image whose journal is followed.

@@ -74,6 +74,15 @@ func (p Pool) NewestEpoch(image string) (uint64, error) {
 	return j.Epoch, err
 }
 
+// ImageID returns the id of an image. It opens no image.
+func (p Pool) ImageID(image string) (id string, err error) {
+	err = p.With(func(ctx *rados.IOContext) error {
+		id, err = p.id(ctx, image)
+		return err
+	})
+	return id, err
+}
+
 func (p Pool) id(ctx *rados.IOContext, image string) (string, error) {
 	buf := make([]byte, 256)
 	n, err := ctx.Read("rbd_id."+image, buf, 0)
