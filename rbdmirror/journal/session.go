@@ -305,10 +305,11 @@ func (s *session) take(now time.Time) error {
 				return err
 			}
 			if !ok {
-				if !s.newestTime.IsZero() && s.lastData.Equal(now) {
+				end := s.reader.AtEnd()
+				if end && !s.newestTime.IsZero() && s.lastData.Equal(now) {
 					s.clock.Live(s.newestTime, now)
 				}
-				if !s.reached && s.reader.AtEnd() {
+				if !s.reached && end {
 					// Whatever another daemon may have done is known now.
 					s.reached, s.known = true, s.read
 				}
