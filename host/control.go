@@ -30,8 +30,13 @@ type mirrorCommand struct {
 	args     []string // required ones, by their names there
 	optional []string
 	secret   string // the argument that may be "-" or come from a file
+	flag     string // an argument that is on or off, and
+	flagHelp string // what it is for
 	help     string
 }
+
+// additionalHelp is of what the stock daemon does not survive.
+const additionalHelp = "add it beside a peer that there is already; the stock cephfs-mirror daemon aborts then"
 
 func mirrorCommands() []mirrorCommand {
 	return []mirrorCommand{
@@ -40,12 +45,17 @@ func mirrorCommands() []mirrorCommand {
 		{
 			words: "peer_add", args: []string{"fs_name", "remote_cluster_spec"},
 			optional: []string{"remote_fs_name", "remote_mon_host", "cephx_key"}, secret: "cephx_key",
+			flag: "additional", flagHelp: additionalHelp,
 			help: "Add a peer, given as client.ID@CLUSTER",
 		},
 		{words: "peer_list", args: []string{"fs_name"}, help: "List the peers of a file system"},
 		{words: "peer_remove", args: []string{"fs_name", "peer_uuid"}, help: "Remove a peer"},
 		{words: "peer_bootstrap create", args: []string{"fs_name", "client_name", "site_name"}, help: "Create a token for the other cluster"},
-		{words: "peer_bootstrap import", args: []string{"fs_name", "token"}, secret: "token", help: "Add a peer from a token of the other cluster"},
+		{
+			words: "peer_bootstrap import", args: []string{"fs_name", "token"}, secret: "token",
+			flag: "additional", flagHelp: additionalHelp,
+			help: "Add a peer from a token of the other cluster",
+		},
 		{words: "add", args: []string{"fs_name", "path"}, help: "Mirror the snapshots of a directory"},
 		{words: "remove", args: []string{"fs_name", "path"}, help: "Mirror the snapshots of a directory no more"},
 		{words: "ls", args: []string{"fs_name"}, help: "List the mirrored directories"},
@@ -87,6 +97,7 @@ func newFSCommand(env []string, conn *connection) *cobra.Command {
 			use += " [" + strings.ToUpper(a) + "]"
 		}
 		var file string
+		var on bool
 		cmd := &cobra.Command{
 			Use: use, Short: c.help,
 			RunE: func(cmd *cobra.Command, words []string) error {
@@ -94,6 +105,9 @@ func newFSCommand(env []string, conn *connection) *cobra.Command {
 				if err != nil {
 					fmt.Fprintf(os.Stderr, "Invalid command: %v\nusage: %s\n", err, cmd.UseLine())
 					return invalid
+				}
+				if on {
+					command.Args[c.flag] = true
 				}
 				ctl, _, err := newControl("cephfs", conn, env)
 				if err != nil {
@@ -109,6 +123,9 @@ func newFSCommand(env []string, conn *connection) *cobra.Command {
 		if c.secret != "" {
 			cmd.Long = c.help + ".\n\nThe " + c.secret + " may be - to be read from standard input, so that no process list shows it."
 			cmd.Flags().StringVar(&file, c.secret+"-file", "", "read the "+c.secret+" from this file")
+		}
+		if c.flag != "" {
+			cmd.Flags().BoolVar(&on, c.flag, false, c.flagHelp)
 		}
 		parent.AddCommand(cmd)
 	}

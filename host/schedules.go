@@ -92,14 +92,19 @@ var imageSpec = regexp.MustCompile(`^(?:([^/@]+)/(?:([^/@]+)/)?)?([^/@]+)$`)
 func (f *rbdFlags) level() (schedule.Level, error) {
 	pool, namespace, image := f.pool, f.namespace, f.image
 	inNamespace := f.given("namespace")
-	if m := imageSpec.FindStringSubmatch(image); m != nil && m[1] != "" {
+	if f.given("image") {
+		m := imageSpec.FindStringSubmatch(image)
 		switch {
-		case m[2] != "":
-			pool, namespace, image, inNamespace = m[1], m[2], m[3], true
-		case f.given("pool"):
-			namespace, image, inNamespace = m[1], m[3], true
-		default:
-			pool, image = m[1], m[3]
+		case strings.Contains(image, "@"):
+			return schedule.Level{}, rbdError(invalid, "snapshot name specified for a command that doesn't use it")
+		case m == nil:
+			return schedule.Level{}, rbdError(invalid, "invalid spec '%s'", image)
+		case m[1] != "" && f.given("pool"):
+			return schedule.Level{}, rbdError(invalid, "pool is specified both via pool and image options")
+		case m[1] != "" && inNamespace:
+			return schedule.Level{}, rbdError(invalid, "namespace is specified both via namespace and image options")
+		case m[1] != "":
+			pool, namespace, image, inNamespace = m[1], m[2], m[3], m[2] != ""
 		}
 	}
 	if pool == "" && !inNamespace && image == "" {

@@ -93,12 +93,16 @@ type Item struct {
 // ParseItem reads what the command line gives: an interval or a cron expression,
 // and for an interval a start time, which may be empty.
 func ParseItem(when, start string) (Item, error) {
-	if strings.ContainsAny(when, " @*") {
+	if isCron(when) {
 		if start != "" {
 			return Item{}, invalid("Invalid start time %s: a cron expression has none", start)
 		}
-		if _, err := cron.ParseStandard(when); err != nil {
+		parsed, err := cron.ParseStandard(when)
+		if err != nil {
 			return Item{}, invalid("Invalid cron expression (%s): %v", when, err)
+		}
+		if _, ok := parsed.(cron.ConstantDelaySchedule); ok { // it would count from no fixed time
+			return Item{}, invalid("Invalid cron expression (%s): give the interval alone", when)
 		}
 		return Item{Cron: when}, nil
 	}
@@ -111,6 +115,11 @@ func ParseItem(when, start string) (Item, error) {
 		return Item{}, err
 	}
 	return Item{Interval: i, Start: s}, nil
+}
+
+// isCron tells a cron expression from an interval, be it a wrong one.
+func isCron(s string) bool {
+	return len(strings.Fields(s)) >= 5 || strings.HasPrefix(s, "@") || strings.HasPrefix(s, "CRON_TZ=") || strings.HasPrefix(s, "TZ=")
 }
 
 // Same tells whether two rules are one, whenever they were made.

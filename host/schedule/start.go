@@ -20,17 +20,20 @@ type Start struct {
 var (
 	startDate = regexp.MustCompile(`^\d{4}-\d{2}-\d{2}(?:[Tt ]+|$)`)
 	startZone = regexp.MustCompile(`(?i)\s*(z|utc|gmt|[+-]\d{2}(?::?\d{2})?)$`)
-	times     = []string{"15:04:05.999999999", "15:04:05", "15:04", "150405", "1504", "3:04:05pm", "3:04:05 pm", "3:04pm", "3:04 pm", "3pm", "3 pm"}
+	times     = []string{"15:4:5.999999999", "15:4:5", "15:4", "150405", "1504", "15h", "3:4:5pm", "3:4:5 pm", "3:4pm", "3:4 pm", "3pm", "3 pm"}
 )
 
 // ParseStart reads a start time. Empty means none. A date in front of the time
-// is accepted and left out, as in the stock module.
+// and seconds are accepted and left out, as in the stock module.
 func ParseStart(s string) (Start, error) {
 	if s == "" {
 		return Start{}, nil
 	}
 	bad := invalid("Invalid start time %s: Unknown string format: %s", s, s)
 	rest := strings.TrimSpace(s)
+	if rest == "" {
+		return Start{}, invalid("Invalid start time %s: String does not contain a date: %s", s, s)
+	}
 	out := Start{Set: true}
 	dated := false
 	if d := startDate.FindString(rest); d != "" {
@@ -42,6 +45,7 @@ func ParseStart(s string) (Start, error) {
 	if rest == "" && dated {
 		return out, nil
 	}
+	rest = strings.TrimPrefix(rest, "T")
 	if m := startZone.FindStringSubmatchIndex(rest); m != nil && m[0] > 0 {
 		offset, err := parseZone(rest[m[2]:m[3]])
 		if err != nil {
@@ -49,12 +53,16 @@ func ParseStart(s string) (Start, error) {
 		}
 		out.Zoned, out.Offset, rest = true, offset, rest[:m[0]]
 	}
-	for _, layout := range times {
+	layouts := times
+	if dated {
+		layouts = append([]string{"15"}, times...)
+	}
+	for _, layout := range layouts {
 		t, err := time.Parse(layout, strings.ToLower(rest))
 		if err != nil {
 			continue
 		}
-		out.OfDay = t.Sub(time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC)).Truncate(time.Microsecond)
+		out.OfDay = t.Sub(time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC)).Truncate(time.Minute)
 		return out, nil
 	}
 	return Start{}, bad
@@ -78,11 +86,7 @@ func (s Start) String() string {
 	if !s.Set {
 		return ""
 	}
-	t := time.Unix(0, 0).UTC().Add(s.OfDay)
-	out := t.Format(time.TimeOnly)
-	if s.OfDay%time.Second != 0 {
-		out = t.Format("15:04:05.000000")
-	}
+	out := time.Unix(0, 0).UTC().Add(s.OfDay).Format(time.TimeOnly)
 	if s.Zoned {
 		out += time.Unix(0, 0).In(s.location(nil)).Format("-07:00")
 	}

@@ -16,6 +16,7 @@ import (
 	"cephmirror/internal/ceph"
 	"cephmirror/internal/ceph/schedules"
 	"cephmirror/plugins"
+	"cephmirror/rbdmirror/store"
 )
 
 // pool is a pool whose schedules this instance follows, or would like to.
@@ -162,11 +163,38 @@ func (p *pool) look(conn *rados.Conn, ioctx *rados.IOContext, contents schedules
 	if err != nil {
 		return err
 	}
+	if err := p.sweep(conn, contents.Schedules, units); err != nil {
+		p.log.Debug().Err(err).Msg("removing schedules of images that are gone")
+	}
 	p.seen, p.read, p.took = seen, begun, time.Since(begun)
 	p.m.mu.Lock()
 	defer p.m.mu.Unlock()
 	p.domain = plugins.ScheduleDomain{Name: p.name, Stored: values(contents, global), Units: units, Leader: p.self}
 	p.m.changedLocked()
+	return nil
+}
+
+// sweep removes schedules of images that are no more.
+func (p *pool) sweep(conn *rados.Conn, stored map[string]string, units []plugins.ScheduleUnit) error {
+	for key, value := range stored {
+		_, space, id, err := splitUnit(key)
+		if err != nil || slices.ContainsFunc(units, func(u plugins.ScheduleUnit) bool { return u.ID == key }) {
+			continue
+		}
+		inner, err := openSpace(conn, p.name, space)
+		if err != nil {
+			return err
+		}
+		_, err = inner.Stat(store.HeaderObject(id))
+		inner.Destroy()
+		if !ceph.Is(err, syscall.ENOENT) {
+			continue
+		}
+		if err := p.store.Swap(key, value, ""); err != nil {
+			return err
+		}
+		p.log.Info().Str("level", key).Msg("the schedule of an image that is gone is removed")
+	}
 	return nil
 }
 

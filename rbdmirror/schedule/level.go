@@ -59,6 +59,7 @@ func (m *Manager) resolve(conn *rados.Conn, l level) (plugins.StoredSchedule, er
 		return out, fmt.Errorf("opening pool %s: %w", l.pool, err)
 	}
 	defer ioctx.Destroy()
+	var wrongMode error
 	out = plugins.StoredSchedule{Key: fmt.Sprint(id), Name: l.pool + "/", Names: []string{l.pool}, Parents: []string{""}}
 	if l.scope == "namespace" || l.scope == "image" {
 		if err := m.checkNamespace(conn, ioctx, l); err != nil {
@@ -69,9 +70,10 @@ func (m *Manager) resolve(conn *rados.Conn, l level) (plugins.StoredSchedule, er
 	}
 	if l.scope == "image" {
 		imageID, err := imageOf(conn, l)
-		if err != nil {
+		if imageID == "" {
 			return out, err
 		}
+		wrongMode = err
 		out = below(out, imageID)
 		out.Names[2] = l.image
 		out.Name = nameOf(l.pool, l.namespace, l.image)
@@ -81,6 +83,9 @@ func (m *Manager) resolve(conn *rados.Conn, l level) (plugins.StoredSchedule, er
 		return out, err
 	}
 	out.Value = contents.Schedules[out.Key]
+	if out.Value == "" && wrongMode != nil {
+		return out, wrongMode // but what was set before can be seen, and removed
+	}
 	return out, nil
 }
 
@@ -117,18 +122,17 @@ func isRBD(conn *rados.Conn, pool string) (bool, error) {
 	return ok, nil
 }
 
+// checkNamespace checks a namespace that is not the default one.
 func (m *Manager) checkNamespace(conn *rados.Conn, ioctx *rados.IOContext, l level) error {
-	if l.namespace != "" {
-		names, err := m.cfg.Namespaces(ioctx)
-		if err != nil {
-			return err
-		}
-		if !slices.Contains(names, l.namespace) {
-			return refuse("namespace %s does not exist", l.namespace)
-		}
-	}
-	if l.scope != "namespace" {
+	if l.namespace == "" {
 		return nil
+	}
+	names, err := m.cfg.Namespaces(ioctx)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(names, l.namespace) {
+		return refuse("namespace %s does not exist", l.namespace)
 	}
 	inner, err := openSpace(conn, l.pool, l.namespace)
 	if err != nil {
@@ -154,7 +158,7 @@ func openSpace(conn *rados.Conn, pool, namespace string) (*rados.IOContext, erro
 	return ioctx, nil
 }
 
-// imageOf returns the id of an image in snapshot mode.
+// imageOf returns the id of an image, and an error unless it is in snapshot mode.
 func imageOf(conn *rados.Conn, l level) (string, error) {
 	inner, err := openSpace(conn, l.pool, l.namespace)
 	if err != nil {
@@ -173,7 +177,7 @@ func imageOf(conn *rados.Conn, l level) (string, error) {
 		return "", err
 	}
 	if err != nil || record.Mode != cls.ImageModeSnapshot || record.State == cls.RecordDisabled {
-		return "", refuse("image %s is not in snapshot mirror mode", l.image)
+		return id, refuse("image %s is not in snapshot mirror mode", l.image)
 	}
 	return id, nil
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -160,7 +161,7 @@ type Entry struct {
 	key   string
 }
 
-// All returns what is set at any level.
+// All returns what is set at any level, in order of their names.
 func (s Schedules) All(ctx context.Context) ([]Entry, error) {
 	var stored []plugins.StoredSchedule
 	if err := s.call(ctx, plugins.ScheduleList, nil, &stored); err != nil {
@@ -173,6 +174,7 @@ func (s Schedules) All(ctx context.Context) ([]Entry, error) {
 			out = append(out, Entry{e.Name, e.Names, plan, e.Key})
 		}
 	}
+	slices.SortFunc(out, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
@@ -219,7 +221,7 @@ func (s Schedules) Below(ctx context.Context, l Level) ([]Entry, error) {
 // Next is a unit with what is due for it.
 type Next struct {
 	Unit plugins.ScheduleUnit
-	At   time.Time // zero: nothing, for the reason in Unit.Held or Note
+	At   time.Time // unless there is a reason against it in Unit.Held or Note
 	Note string
 	Keep schedule.Retention
 }
@@ -250,14 +252,15 @@ func (s Schedules) Status(ctx context.Context, l Level) ([]Coming, error) {
 			if !slices.Contains(u.Keys, level.Key) {
 				continue
 			}
-			items, keep := runner.Rules(plans, u)
-			n := Next{Unit: u, Keep: keep}
-			switch {
-			case u.Held != "":
-			case len(items) == 0:
-				n.Note = "the stock module sees to it"
-			default:
-				n.At = schedule.NextOf(items, now, s.Loc)
+			// What is held would be due then if it were not.
+			i := slices.IndexFunc(u.Keys, func(key string) bool { return len(plans[key].Items) > 0 })
+			if i < 0 {
+				continue
+			}
+			plan := plans[u.Keys[i]]
+			n := Next{Unit: u, Keep: plan.Keep, At: schedule.NextOf(plan.Items, now, s.Loc)}
+			if active, _ := runner.Rules(plans, u); len(active) < len(plan.Items) {
+				n.Note = "the stock module has the same schedule, and sees to it"
 			}
 			c.Units = append(c.Units, n)
 		}

@@ -180,14 +180,7 @@ func (r *Runner) plan(now time.Time) {
 				items = nil
 			}
 			units[u.ID] = true
-			last := time.Unix(0, 1) // before every rule was made
-			if !u.Last.IsZero() {
-				last = u.Last
-				if s := last.Add(slack); !s.After(now) {
-					last = s
-				}
-			}
-			r.planner.Set(u.ID, items, last, now)
+			r.planner.Set(u.ID, items, since(u, items, now), now)
 			r.retry(u, now)
 		}
 	}
@@ -197,6 +190,21 @@ func (r *Runner) plan(now time.Time) {
 			delete(r.failures, unit)
 		}
 	}
+}
+
+// since is the time from which runs of a unit can have been missed, zero if there
+// is no telling.
+func since(u plugins.ScheduleUnit, items []schedule.Item, now time.Time) time.Time {
+	if u.Last.IsZero() {
+		if slices.ContainsFunc(items, func(it schedule.Item) bool { return it.Added.IsZero() }) {
+			return time.Time{}
+		}
+		return time.Unix(0, 1) // each rule counts from when it was made
+	}
+	if last := u.Last.Add(slack); !last.After(now) {
+		return last
+	}
+	return u.Last
 }
 
 // retry plans a failed run anew.

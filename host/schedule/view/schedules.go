@@ -80,11 +80,7 @@ func List(entries []manage.Entry, parts []string, f Format) string {
 		rows = append(rows, append(row, text))
 		list.Values = append(list.Values, append(o, Field{"items", itemList(e.Plan.Items)}))
 	}
-	plain := ""
-	if len(entries) > 0 {
-		plain = Table(rows...)
-	}
-	return f.print(plain, "schedules", list)
+	return f.print(Table(rows...), "schedules", list)
 }
 
 // timeFormat is how the stock tools print the time of a run.
@@ -99,11 +95,7 @@ func Coming(all []manage.Coming, what string, f Format) string {
 		rows = append(rows, []string{at, n.Unit.Name})
 		list.Values = append(list.Values, Object{{"schedule_time", at}, {what, n.Unit.Name}})
 	}
-	plain := ""
-	if len(rows) > 1 {
-		plain = Table(rows...)
-	}
-	return f.print(plain, "scheduled_"+plural(what), list)
+	return f.print(Table(rows...), "scheduled_"+plural(what), list)
 }
 
 func plural(what string) string {
