@@ -80,7 +80,7 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 	if err != nil {
 		return err
 	}
-	defer t.Close()
+	defer t.Close() // more than once does no harm
 	header, err := replica.Ask(ctx, &r.pair.Calls, r.opts.CallTimeout, src.journal.Look)
 	if err != nil {
 		return replica.Remotely(err)
@@ -104,6 +104,12 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 	r.log.Info().Bool("own_record", own).Any("from", rec.Done).Any("committed", client.Committed).Msg("replaying the journal")
 	err = r.session(ctx, src, t, header, rec)
 	r.endSession()
+	if errors.Is(err, errPromoted) {
+		// Whoever promotes the image waits for this, and the remote cluster may
+		// not answer for long.
+		t.Close()
+		r.letGo()
+	}
 	return r.explain(err)
 }
 

@@ -83,6 +83,7 @@ type Replayer struct {
 	slot        func()            // gives the slot of Throttle back
 	overrides   map[string]string // options of the pool
 	replaying   bool
+	forced      time.Time // when replay was ended by a promotion
 	disabling   time.Time // since when the local image is seen to be disabled
 	rate        *rate.Limiter
 }

@@ -212,6 +212,9 @@ func (r *Replayer) rest(v *view) error {
 	switch step.Kind {
 	case course.LocalPrimary:
 		if was {
+			r.forced = time.Now()
+		}
+		if time.Since(r.forced) < primaryPoll/4 {
 			step.Text = "force promoted"
 		}
 		r.set(replica.StateStopped, step.Text, replica.Stopped)

@@ -844,6 +844,15 @@ func (s *session) finish(reason error) {
 	if !ok || any && first.Compare(told) <= 0 || errors.Is(reason, errUnregistered) {
 		return
 	}
+	if errors.Is(reason, errPromoted) {
+		// Nobody shall wait for a cluster that may be what the promotion is for.
+		s.calls.Go(func() {
+			if s.source.journal.Commit(s.source.client, ps) == nil {
+				_ = s.source.journal.Notify()
+			}
+		})
+		return
+	}
 	err := replica.Do(ctx, s.calls, finishAge, func() error { return s.source.journal.Commit(s.source.client, ps) })
 	if err != nil {
 		s.log.Debug().Err(err).Msg("committing to the remote journal at the end")

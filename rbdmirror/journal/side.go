@@ -108,6 +108,21 @@ type view struct {
 	step          course.Step
 }
 
+// primary says that the image is mirrored, and primary.
+func (s *seen) primary() bool {
+	i := s.image
+	return i != nil && i.Journal && i.Record.State == cls.RecordEnabled && i.Record.Mode == cls.ImageModeJournal && i.Newest.MirrorUUID == format.LocalUUID
+}
+
+// alone is the view of an image that is primary here.
+func alone(local *seen) *view {
+	return &view{local: local, remote: &seen{}, step: course.Step{Kind: course.LocalPrimary, Text: "local image is primary"}}
+}
+
+// primaryLimit is how long the remote cluster is waited for when the local image is
+// primary.
+const primaryLimit = 5 * time.Second
+
 var errUnmirrored = fmt.Errorf("mirroring of the remote pool was disabled or set up anew: %w", syscall.ENOENT)
 
 // disablingGrace is how long a local image is being disabled before that is taken
@@ -116,7 +131,16 @@ const disablingGrace = 15 * time.Second
 
 // look reads both images and decides.
 func (r *Replayer) look(ctx context.Context) (*view, error) {
-	remote, err := replica.Ask(ctx, &r.pair.Calls, r.opts.CallTimeout, func() (*seen, error) {
+	limit := r.opts.CallTimeout
+	if local, err := lookAt(r.pair.Local, r.cfg.GlobalID, ""); err == nil && local.primary() {
+		// Of an image that is primary here little else need be known, and that
+		// does not wait for the remote cluster.
+		if err := r.rest(alone(local)); err != nil {
+			return nil, err
+		}
+		limit = min(limit, primaryLimit)
+	}
+	remote, err := replica.Ask(ctx, &r.pair.Calls, limit, func() (*seen, error) {
 		return lookAt(r.pair.Remote, r.cfg.GlobalID, r.cfg.Local.MirrorUUID)
 	})
 	if err == nil && remote.uuid != r.cfg.Remote.MirrorUUID {
@@ -130,9 +154,12 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 		return nil, fmt.Errorf("reading the local image: %w", lerr)
 	}
 	if err != nil {
-		if l := local.image; l != nil && l.Journal && l.Record.State == cls.RecordEnabled && l.Newest.MirrorUUID == format.LocalUUID {
-			// Of an image that is primary here nothing else need be known.
-			return &view{local: local, remote: &seen{}, step: course.Step{Kind: course.LocalPrimary, Text: "local image is primary"}}, nil
+		l := local.image
+		if l != nil && l.Record.Mode != cls.ImageModeJournal {
+			return &view{local: local, remote: &seen{}, step: course.Step{Kind: course.OtherMode}}, nil
+		}
+		if local.primary() {
+			return alone(local), nil
 		}
 		return nil, replica.Remotely(fmt.Errorf("reading the remote image: %w", err))
 	}

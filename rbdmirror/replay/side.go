@@ -87,12 +87,21 @@ type view struct {
 // errUnmirrored: the pool of the peer is no longer what it was.
 var errUnmirrored = errors.New("mirroring of the remote pool was disabled or set up anew")
 
+// alone says that what was seen of the local image is all that need be known.
+func (v *view) alone() bool {
+	switch v.step.Kind {
+	case plan.LocalPrimary, plan.Orphan, plan.OtherMode:
+		return true
+	}
+	return false
+}
+
 // look reads both images, the remote one first, and decides. Of an image that is
 // primary here nothing else need be known.
 func (r *Replayer) look(ctx context.Context) (*view, error) {
 	if r.first {
 		v, err := r.decide(&seen{uuid: r.cfg.Remote.MirrorUUID})
-		if err != nil || v.step.Kind == plan.LocalPrimary || v.step.Kind == plan.Orphan {
+		if err != nil || v.alone() {
 			return v, err
 		}
 	}
@@ -101,7 +110,7 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 		err = errUnmirrored
 	}
 	if err != nil {
-		if v, err := r.decide(&seen{uuid: r.cfg.Remote.MirrorUUID}); err == nil && (v.step.Kind == plan.LocalPrimary || v.step.Kind == plan.Orphan) {
+		if v, err := r.decide(&seen{uuid: r.cfg.Remote.MirrorUUID}); err == nil && v.alone() {
 			return v, nil
 		}
 		return nil, replica.Remotely(fmt.Errorf("reading the remote image: %w", err))
