@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 	"golang.org/x/sync/errgroup"
 
@@ -95,19 +94,6 @@ func (r *rbdLab) withJournal(ctx context.Context, name string, size uint64, args
 	}
 	_, err = r.rbd(ctx, r.lab.a, "", "mirror", "image", "enable", r.pool+"/"+name, "journal")
 	return err
-}
-
-// removeImages removes images of a, and waits until their copies are gone.
-func (r *rbdDaemon) removeImages(ctx context.Context, names ...string) error {
-	for _, name := range names {
-		if err := r.a.With(func(io *rados.IOContext) error { return rbd.RemoveImage(io, name) }); err != nil {
-			return fmt.Errorf("removing %s: %w", name, err)
-		}
-	}
-	return r.d.wait(ctx, "the copies to be removed", func(ctx context.Context) (bool, error) {
-		images, err := r.b.Images()
-		return len(images) == 0, err
-	})
 }
 
 // behind tells whether a copy has yet to carry out something that its image's
