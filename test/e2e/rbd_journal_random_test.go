@@ -423,7 +423,7 @@ func (ws *writers) explain(t *testing.T, m rbdimage.Maker) {
 func (e *env) shortWatches(t *testing.T) {
 	t.Helper()
 	for _, c := range e.sites() {
-		mon(t, c, map[string]any{"prefix": "config set", "who": "osd", "name": "osd_client_watch_timeout", "value": "5"})
+		mon(t, c, map[string]any{"prefix": "config set", "who": "osd", "name": "osd_client_watch_timeout", "value": "10"})
 		t.Cleanup(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()

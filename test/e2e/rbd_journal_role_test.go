@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -28,6 +29,32 @@ func (p *rbdPool) takeOver(t *testing.T, limit time.Duration, copy rbdimage.Make
 		_, err := p.e.tryRBD(p.e.cluster(copy.Pool()), "mirror", "image", "promote", copy.Spec())
 		return err
 	})
+}
+
+// checkedMaps is checkMaps, and tells what the stock check complains of.
+func (p *rbdPool) checkedMaps(t *testing.T, m rbdimage.Maker) {
+	t.Helper()
+	if l, err := m.Pool().Layout(m.Name()); err != nil || l.Features&rbdimage.ObjectMap == 0 || l.Flags != 0 {
+		return
+	}
+	specs := []string{m.Spec()}
+	for _, s := range m.Snaps() {
+		if s.Kind == rbdimage.User {
+			specs = append(specs, m.Spec()+"@"+s.Name)
+		}
+	}
+	for _, spec := range specs {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		c := p.e.cluster(m.Pool())
+		out, err := c.Command(ctx, "rbd", "--cluster", c.Name(), "object-map", "check", spec, "--no-progress").CombinedOutput()
+		cancel()
+		if err != nil || strings.Contains(string(out), "object map error") {
+			t.Errorf("the object map of %s: %v, %s", spec, err, out)
+		}
+	}
+	if l, err := m.Pool().Layout(m.Name()); err != nil || l.Flags != 0 {
+		t.Errorf("%s has flags %#x after the check: %v", m.Spec(), l.Flags, err)
+	}
 }
 
 // TestRBDJournalFailOver moves images to the other site and back with the stock
@@ -95,7 +122,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 	p.takeOver(t, limit, b)
 	p.equal(t, a, w.b)
 	if w.b == ours {
-		p.checkMaps(t, b)
+		p.checkedMaps(t, b)
 	}
 	p.waitOwn(t, b, "up+stopped", "local image is primary")
 
@@ -108,7 +135,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 		p.takeOver(t, limit, a)
 		p.equal(t, b, w.a)
 		if w.a == ours {
-			p.checkMaps(t, a)
+			p.checkedMaps(t, a)
 		}
 		change(a, 40+100*round)
 		arrived(a, w.b)
@@ -130,16 +157,19 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 // sequence is a series of writes of which each block has one.
 type sequence struct {
 	blocks []int // where each goes
-	epochs []int // how many flushes were before
+	epochs []int // the first write since a flush
 }
 
 const block = 4096
 
-func newSequence(n, flushEach int) (s sequence) {
+func newSequence(n int) (s sequence) {
 	r := rand.New(rand.NewPCG(7, 7))
 	s.blocks = r.Perm(n)
-	for i := range n {
-		s.epochs = append(s.epochs, i/flushEach)
+	for len(s.epochs) < n {
+		epoch := len(s.epochs)
+		for range min(1+r.IntN(40), n-len(s.epochs)) {
+			s.epochs = append(s.epochs, epoch)
+		}
 	}
 	return s
 }
@@ -202,7 +232,7 @@ func (s sequence) look(t *testing.T, m rbdimage.Maker) (prefix, last int) {
 // flushes.
 func TestRBDJournalForced(t *testing.T) {
 	e := need(t)
-	const writes, flushEach = 4000, 500
+	const writes = 6000
 	for _, c := range []struct {
 		name   string
 		opts   []string
@@ -223,17 +253,13 @@ func TestRBDJournalForced(t *testing.T) {
 			}
 			e.shortWatches(t)
 			p := e.newPool(t, poolOptions{})
-			opts := append(journalOptions(tested()), c.opts...)
-			if tested() == ours {
-				opts = append(opts, "--cephmirror-rbd-rate-limit=2MiB")
-			}
-			d := e.startRBD(t, tested(), e.b, opts...)
-			m := p.withJournal(t, "image", rbdimage.Options{})
+			d := e.startJournal(t, tested(), e.b, c.opts...)
+			m := p.withJournal(t, "image", rbdimage.Options{Size: 24 * mib})
 			m.Write(0, []byte{0})
 			p.follow(t, m)
 			copy := p.sameJournal(t, m)
 			d.stop(t)
-			s := newSequence(writes, flushEach)
+			s := newSequence(writes)
 			s.write(m)
 			whole, err := p.a.Journal(m.Name())
 			if err != nil {
@@ -279,13 +305,11 @@ func TestRBDJournalForced(t *testing.T) {
 			}
 			p.waitOwn(t, copy, "up+stopped", "")
 			copy.Fill(9, 0, mib)
-			p.checkMaps(t, copy)
+			p.checkedMaps(t, copy)
 			// The old primary goes on, and the copy may become one again.
 			p.demote(t, copy)
 			p.waitOwn(t, copy, "up+error", "split-brain")
-			copy.Resync()
-			p.caughtUpWithin(t, 2*journalPatience(tested()), m)
-			p.equal(t, m, tested())
+			p.resynced(t, m, copy)
 		})
 	}
 }
@@ -315,41 +339,45 @@ func TestRBDJournalSplitBrain(t *testing.T) {
 		}
 		return fmt.Errorf("the snapshot of the copy vanished")
 	})
+	p.resynced(t, m, copy)
+}
+
+// resynced asks for another copy, and waits for it.
+func (p *rbdPool) resynced(t *testing.T, m, copy rbdimage.Maker) {
+	t.Helper()
+	id := copy.ID()
 	copy.Resync()
-	p.caughtUpWithin(t, 2*journalPatience(tested()), m)
-	p.equal(t, m, tested())
-	m.Fill(4, 0, mib)
+	p.replaced(t, m, id)
+	m.Fill(7, mib, mib)
 	p.sameJournal(t, m)
+}
+
+// replaced waits for another copy than the one that was.
+func (p *rbdPool) replaced(t *testing.T, m rbdimage.Maker, id string) {
+	t.Helper()
+	within(t, 2*journalPatience(tested()), "another copy", func() error {
+		if err := p.behind(m); err != nil {
+			return err
+		}
+		now, err := p.other(m.Pool()).ImageID(m.Name())
+		if err == nil && now == id {
+			err = fmt.Errorf("it is the old one")
+		}
+		return err
+	})
+	p.equal(t, m, tested())
 }
 
 // TestRBDJournalResync asks for copies to be made anew.
 func TestRBDJournalResync(t *testing.T) {
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
-	again := func(t *testing.T, m, copy rbdimage.Maker) {
-		t.Helper()
-		id := copy.ID()
-		copy.Resync()
-		within(t, 2*journalPatience(tested()), "another copy", func() error {
-			if err := p.behind(m); err != nil {
-				return err
-			}
-			j, err := p.a.Journal(m.Name())
-			if err == nil && j.Peers[0].ImageID == id {
-				err = fmt.Errorf("it is the old one")
-			}
-			return err
-		})
-		p.equal(t, m, tested())
-		m.Fill(7, mib, mib)
-		p.sameJournal(t, m)
-	}
 	t.Run("in order", func(t *testing.T) {
 		m := p.withJournal(t, "fine", rbdimage.Options{})
 		m.Fill(1, 0, 9*mib)
 		m.Snap("user")
 		p.follow(t, m)
-		again(t, m, p.sameJournal(t, m))
+		p.resynced(t, m, p.sameJournal(t, m))
 	})
 	t.Run("damaged", func(t *testing.T) {
 		m := p.withJournal(t, "damaged", rbdimage.Options{})
@@ -366,7 +394,7 @@ func TestRBDJournalResync(t *testing.T) {
 		if diffs, err := p.differences(m, tested()); err != nil || len(diffs) == 0 {
 			t.Fatalf("the damage is not seen: %v, %v", diffs, err)
 		}
-		again(t, m, copy)
+		p.resynced(t, m, copy)
 	})
 	t.Run("disconnected", func(t *testing.T) {
 		m := p.withJournal(t, "disconnected", rbdimage.Options{})
@@ -387,7 +415,7 @@ func TestRBDJournalResync(t *testing.T) {
 			}
 			return err
 		})
-		again(t, m, copy)
+		p.resynced(t, m, copy)
 	})
 	t.Run("disconnected, on its own", func(t *testing.T) {
 		m := p.withJournal(t, "on its own", rbdimage.Options{})
@@ -401,16 +429,7 @@ func TestRBDJournalResync(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.rbd(t, e.a, "journal", "client", "disconnect", "--image", m.Spec(), "--client-id", j.Peers[0].ID)
-		within(t, 2*journalPatience(tested()), "another copy", func() error {
-			if err := p.behind(m); err != nil {
-				return err
-			}
-			if j, err := p.a.Journal(m.Name()); err != nil || j.Peers[0].ImageID == id {
-				return fmt.Errorf("it is the old one: %v", err)
-			}
-			return nil
-		})
-		p.equal(t, m, tested())
+		p.replaced(t, m, id)
 	})
 	t.Run("without a primary", func(t *testing.T) {
 		notStock(t, "it may delete the only good copy")
