@@ -117,14 +117,11 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 func (r *Replayer) session(ctx context.Context, src source, t *target.Target, header *objects.Header, rec plan.Record) error {
 	s := &session{
 		log: r.log, source: src, local: journalOf(r.pair.Local, t.Header().ID), image: t.Header().ID, lock: r.lockName(r.lock.Cookie),
-		target: t, memory: share{of: r.cfg.Journals}, calls: &r.pair.Calls, limit: r.rate, header: header,
+		target: t, memory: share{of: r.cfg.Journals}, calls: &r.pair.Calls, callTimeout: r.opts.CallTimeout, reportEvery: r.opts.ReportEvery, limit: r.rate, header: header,
 		heard: r.heard, check: r.check, kick: r.kick, flush: r.flushes,
 		retune: func(img *store.Image) tuning {
 			o := r.tuning(img)
-			return tuning{
-				commitAge: o.CommitAge, pollAge: o.PollAge, delay: o.ReplayDelay,
-				callTimeout: r.opts.CallTimeout, reportEvery: r.opts.ReportEvery, strict: o.Strict,
-			}
+			return tuning{commitAge: o.CommitAge, pollAge: o.PollAge, delay: o.ReplayDelay, strict: o.Strict}
 		},
 		report: func(rep lag.Report, c *counters) {
 			r.replaying = true

@@ -51,12 +51,10 @@ type source struct {
 
 // tuning is how a session goes about its work.
 type tuning struct {
-	commitAge   time.Duration // longest time until the journal is told of progress
-	pollAge     time.Duration // longest time until the journal is looked at again
-	delay       time.Duration // how old an entry has to be
-	callTimeout time.Duration
-	reportEvery time.Duration
-	strict      bool
+	commitAge time.Duration // longest time until the journal is told of progress
+	pollAge   time.Duration // longest time until the journal is looked at again
+	delay     time.Duration // how old an entry has to be
+	strict    bool
 }
 
 // session follows a journal with one local image, from some position on, until
@@ -74,6 +72,9 @@ type session struct {
 	retune func(*store.Image) tuning
 	tuned  time.Time
 	calls  *replica.Calls
+
+	callTimeout, reportEvery time.Duration
+
 	limit  *rate.Limiter // of bytes read from the source; nil: none
 	report func(lag.Report, *counters)
 	// heard is filled when the source's journal tells of a change, check when
@@ -176,7 +177,7 @@ func (s *session) run(ctx context.Context, rec plan.Record) error {
 }
 
 func (s *session) loop(ctx context.Context) error {
-	ticker := time.NewTicker(s.tune.reportEvery)
+	ticker := time.NewTicker(s.reportEvery)
 	defer ticker.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -441,7 +442,7 @@ func (s *session) look(ctx context.Context, now time.Time) {
 			header *objects.Header
 			tags   []lineage.Tag
 		}
-		got, err := replica.Ask(ctx, s.calls, s.tune.callTimeout, func() (seen, error) {
+		got, err := replica.Ask(ctx, s.calls, s.callTimeout, func() (seen, error) {
 			h, err := s.source.journal.Look()
 			if err != nil {
 				return seen{}, err
@@ -618,7 +619,7 @@ func (s *session) tellSource(ctx context.Context, ps format.Positions) {
 	if len(ps) == 0 {
 		return
 	}
-	if err := replica.Do(ctx, s.calls, s.tune.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) }); err != nil {
+	if err := replica.Do(ctx, s.calls, s.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) }); err != nil {
 		s.log.Debug().Err(err).Msg("committing to the remote journal around an operation")
 	}
 }
@@ -661,7 +662,7 @@ func (s *session) enter(ctx context.Context, tag uint64, data format.TagData, kn
 		return format.TagData{}, errResync
 	}
 	if !known {
-		t, err := replica.Ask(ctx, s.calls, s.tune.callTimeout, func() (lineage.Tag, error) { return s.source.journal.Tag(tag) })
+		t, err := replica.Ask(ctx, s.calls, s.callTimeout, func() (lineage.Tag, error) { return s.source.journal.Tag(tag) })
 		if err != nil {
 			return format.TagData{}, replica.Remotely(fmt.Errorf("reading epoch %d: %w", tag, err))
 		}
@@ -709,7 +710,7 @@ func (s *session) commit(ctx context.Context, now time.Time) {
 	}
 	s.committing, s.lastCommit = true, now
 	s.calls.Go(func() {
-		err := replica.Do(ctx, s.calls, s.tune.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) })
+		err := replica.Do(ctx, s.calls, s.callTimeout, func() error { return s.source.journal.Commit(s.source.client, ps) })
 		s.post(func() {
 			s.committing = false
 			if err != nil {
@@ -720,7 +721,7 @@ func (s *session) commit(ctx context.Context, now time.Time) {
 			s.answer(nil)
 		})
 		if err == nil {
-			_ = replica.Do(ctx, s.calls, s.tune.callTimeout, s.source.journal.Notify)
+			_ = replica.Do(ctx, s.calls, s.callTimeout, s.source.journal.Notify)
 		}
 	})
 }
@@ -870,11 +871,11 @@ func (s *session) trim(ctx context.Context, now time.Time) {
 	s.trimming, s.lastTrim = true, now
 	header := s.header
 	s.calls.Go(func() {
-		_, err := replica.Ask(ctx, s.calls, s.tune.callTimeout, func() (bool, error) {
+		_, err := replica.Ask(ctx, s.calls, s.callTimeout, func() (bool, error) {
 			return s.source.journal.Trim(s.source.data, s.source.geometry, header)
 		})
 		if err == nil {
-			_ = replica.Do(ctx, s.calls, s.tune.callTimeout, s.source.journal.Notify)
+			_ = replica.Do(ctx, s.calls, s.callTimeout, s.source.journal.Notify)
 		}
 		s.post(func() {
 			s.trimming = false

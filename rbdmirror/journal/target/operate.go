@@ -345,9 +345,23 @@ func (t *Target) resize(ctx context.Context, size uint64, rec plan.Record) error
 	if err := t.keepForSnapshots(ctx, size); err != nil {
 		return err
 	}
+	cut := func(n uint64) (end uint64, ok bool) {
+		end = t.layout.ObjectEnd(n, size)
+		return end, end != t.layout.ObjectEnd(n, t.img.Size) && !t.missing(n)
+	}
+	// What is only cut has changed.
+	if err := t.mark(objectmap.Exists, func(yield func(uint64)) {
+		for n := range now {
+			if end, ok := cut(n); ok && end > 0 {
+				yield(n)
+			}
+		}
+	}); err != nil {
+		return err
+	}
 	if err := t.objects(ctx, now, func(ctx context.Context, n uint64) error {
-		end := t.layout.ObjectEnd(n, size)
-		if end == t.layout.ObjectEnd(n, t.img.Size) || t.missing(n) {
+		end, ok := cut(n)
+		if !ok {
 			return nil
 		}
 		var s ceph.ObjectSteps
