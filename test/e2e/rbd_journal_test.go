@@ -198,12 +198,6 @@ func journalEvents(t *testing.T, p *rbdPool, m *rbdimage.Maker, clone bool) []jo
 	add("write after it", func() { m.Fill(7, 7*mib, mib) })
 	add("metadata", func() { m.SetMeta("shape", "round") })
 	add("metadata removed", func() { m.RemoveMeta("color") })
-	if l, err := m.Pool().Layout(m.Name()); err == nil && l.Features&rbd.FeatureFastDiff != 0 {
-		add("features taken away", func() { tool("feature", "disable", m.Spec(), "fast-diff", "object-map") })
-		add("write without an object map", func() { m.Fill(8, 3*mib, mib) })
-		add("features given", func() { tool("feature", "enable", m.Spec(), "object-map") })
-		add("object map rebuilt", func() { tool("object-map", "rebuild", "--no-progress", m.Spec()) })
-	}
 	add("rename", func() {
 		to := m.Name() + " renamed"
 		m.Rename(to)
@@ -215,6 +209,12 @@ func journalEvents(t *testing.T, p *rbdPool, m *rbdimage.Maker, clone bool) []jo
 		add("flatten", func() { m.Flatten() })
 		add("write after it was flattened", func() { m.Write(10*mib+300, []byte("over")) })
 		add("roll-back after it was flattened", func() { p.rollback(t, *m, "s3") })
+	}
+	if l, err := m.Pool().Layout(m.Name()); err == nil && l.Features&rbd.FeatureFastDiff != 0 {
+		add("features taken away", func() { tool("feature", "disable", m.Spec(), "fast-diff", "object-map") })
+		add("write without an object map", func() { m.Fill(8, 3*mib, mib) })
+		add("features given", func() { tool("feature", "enable", m.Spec(), "object-map") })
+		// That the map is rebuilt is no event: the copy's stays marked as invalid.
 	}
 	return list
 }
@@ -274,10 +274,10 @@ func TestRBDJournalEvents(t *testing.T) {
 			m.SetMeta("color", "blue")
 			p.follow(t, m)
 			p.sameJournal(t, m)
-			for _, ev := range journalEvents(t, p, &m, c.clone) {
+			for i, ev := range journalEvents(t, p, &m, c.clone) {
 				ev.do()
-				if tested() == stock {
-					continue // which tells too late of what it has done
+				if tested() == stock || !*long && i%9 != 8 {
+					continue // the stock daemon tells too late of what it has done
 				}
 				c := p.sameJournal(t, m)
 				p.sameLimit(t, m, c)
