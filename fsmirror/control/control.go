@@ -6,7 +6,8 @@
 // Where it differs from the stock module, it does so on purpose:
 //
 //   - paths get a single leading slash; keys that have two are still found;
-//   - a file system gets one peer, because a second one stops the stock daemon;
+//   - a file system gets one peer, because a second one stops the stock daemon,
+//     unless "additional" asks for more;
 //   - bootstrapping never changes the capabilities of a user that exists;
 //   - a peer whose cluster cannot be reached can be removed;
 //   - credentials of peers go with the peers.
@@ -19,6 +20,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -133,6 +135,21 @@ func (p params) optional(name string) (string, error) {
 		return v, nil
 	}
 	return "", failf(syscall.EINVAL, "parameter %s should be a string", name)
+}
+
+// flag returns an argument that is on or off.
+func (p params) flag(name string) (bool, error) {
+	switch v := p[name].(type) {
+	case nil:
+		return false, nil
+	case bool:
+		return v, nil
+	case string:
+		if on, err := strconv.ParseBool(v); err == nil {
+			return on, nil
+		}
+	}
+	return false, failf(syscall.EINVAL, "parameter %s should be true or false", name)
 }
 
 // command is one of the family. A changing one is refused while the stock

@@ -431,6 +431,18 @@ func TestPeerOfOthers(t *testing.T) {
 	mustCall(t, c, "peer_bootstrap import", imported)
 	other := bootstrap(t, &Control{remote}, "fs2", "client.peer2", "far")
 	expect("peer_bootstrap import", args{"fs_name": "fs1", "token": other}, syscall.EEXIST, "filesystem fs1 already has a peer: ")
+	further := args{"fs_name": "fs1", "token": other, "additional": true}
+	expect("peer_bootstrap import", further, 0, "filesystem fs1 has 2 peers now")
+	expect("peer_bootstrap import", further, 0, "")
+	if n := len(local.fs("fs1").Peers); n != 2 {
+		t.Errorf("%d peers", n)
+	}
+	for _, peer := range local.fs("fs1").Peers {
+		if peer.FSName == "fs2" {
+			mustCall(t, c, "peer_remove", args{"fs_name": "fs1", "peer_uuid": peer.UUID})
+		}
+	}
+	expect("peer_bootstrap import", args{"fs_name": "fs1", "token": other, "additional": "perhaps"}, syscall.EINVAL, "parameter additional")
 	// The remote one does not answer any more, or belongs to another by now.
 	uuid := local.fs("fs1").Peers[0].UUID
 	remote.failing["dial"] = syscall.ETIMEDOUT

@@ -63,7 +63,7 @@ func (c *Control) peerAdd(ctx context.Context, p params) (string, error) {
 	if monHost != "" && key != "" {
 		creds = &dirstore.Credentials{MonHost: monHost, Key: dirstore.Secret(key)}
 	}
-	return "", c.addPeer(ctx, fs, spec, remoteFS, creds)
+	return c.addPeer(ctx, p, fs, spec, remoteFS, creds)
 }
 
 func (c *Control) bootstrapImport(ctx context.Context, p params) (string, error) {
@@ -79,52 +79,63 @@ func (c *Control) bootstrapImport(ctx context.Context, p params) (string, error)
 	if err != nil {
 		return "", err
 	}
-	return "", c.addPeer(ctx, fs, token.User+"@"+token.SiteName, token.FileSystem,
+	return c.addPeer(ctx, p, fs, token.User+"@"+token.SiteName, token.FileSystem,
 		&dirstore.Credentials{FSID: token.FSID, MonHost: token.MonHost, Key: token.Key})
 }
 
-func (c *Control) addPeer(ctx context.Context, fs *dirstore.FileSystem, spec, remoteFS string, creds *dirstore.Credentials) error {
+// manyPeers is what an operator is told who asks for a further peer.
+const manyPeers = "filesystem %s has %d peers now: the stock cephfs-mirror daemon does not survive that, run none for it"
+
+// addPeer adds a peer. One beside another must be asked for.
+func (c *Control) addPeer(ctx context.Context, p params, fs *dirstore.FileSystem, spec, remoteFS string, creds *dirstore.Credentials) (warning string, err error) {
+	additional, err := p.flag("additional")
+	if err != nil {
+		return "", err
+	}
 	id, cluster, err := splitSpec(spec)
 	if err != nil {
-		return err
+		return "", err
 	}
 	remoteFS = cmp.Or(remoteFS, fs.Name)
 	for _, peer := range fs.Peers {
 		if peer.Client == "client."+id && peer.Cluster == cluster && peer.FSName == remoteFS {
-			return nil
+			return "", nil
 		}
 	}
 	if len(fs.Peers) > 0 {
-		return failf(syscall.EEXIST, "filesystem %s already has a peer: %s", fs.Name, fs.Peers[0].UUID)
+		if !additional {
+			return "", failf(syscall.EEXIST, "filesystem %s already has a peer: %s (--additional adds one beside it)", fs.Name, fs.Peers[0].UUID)
+		}
+		warning = fmt.Sprintf(manyPeers, fs.Name, len(fs.Peers)+1)
 	}
 	local, err := c.b.GetFSID()
 	if err != nil {
-		return fmt.Errorf("asking for the local cluster's fsid: %w", err)
+		return "", fmt.Errorf("asking for the local cluster's fsid: %w", err)
 	}
 	source := dirstore.Source{ClusterID: local, FSID: fs.ID}
 
 	remote, err := c.b.Dial(ctx, Remote{Client: id, Cluster: cluster, FSName: remoteFS, Credentials: creds})
 	if err != nil {
-		return dialFailure(err, cluster, remoteFS)
+		return "", dialFailure(err, cluster, remoteFS)
 	}
 	defer remote.Close()
 	target := remote.Source()
 	if creds != nil && creds.FSID != "" && creds.FSID != target.ClusterID {
-		return failf(syscall.EINVAL, "FSID mismatch between bootstrap token and remote cluster")
+		return "", failf(syscall.EINVAL, "FSID mismatch between bootstrap token and remote cluster")
 	}
 	if target == source {
-		return failf(syscall.EINVAL, "'Source and destination cluster fsid and file-system name can't be the same")
+		return "", failf(syscall.EINVAL, "'Source and destination cluster fsid and file-system name can't be the same")
 	}
 	mark, err := c.b.LocalMark(ctx, fs.Name)
 	if err != nil {
-		return addFailure(err)
+		return "", addFailure(err)
 	}
 	if mark == target.String() {
-		return failf(syscall.EINVAL, "file system is an active peer for file system: %s", remoteFS)
+		return "", failf(syscall.EINVAL, "file system is an active peer for file system: %s", remoteFS)
 	}
 	marked, err := setMark(remote, source)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := c.recordPeer(fs.Name, dirstore.Peer{
 		UUID: uuid.NewString(), Client: "client." + id, Cluster: cluster, FSName: remoteFS,
@@ -132,9 +143,9 @@ func (c *Control) addPeer(ctx context.Context, fs *dirstore.FileSystem, spec, re
 		if marked {
 			err = errors.Join(err, remote.RemoveMark())
 		}
-		return addFailure(err)
+		return "", addFailure(err)
 	}
-	return nil
+	return warning, nil
 }
 
 func addFailure(err error) error { return fmt.Errorf("failed to add peer: %w", err) }
