@@ -22,7 +22,10 @@ func (t *Target) Write(ctx context.Context, objects []*merge.Object) error {
 	if err := t.ready(ctx); err != nil {
 		return err
 	}
-	objects = t.effective(objects)
+	objects, err := t.effective(ctx, objects)
+	if err != nil {
+		return err
+	}
 	if err := t.raise(objects); err != nil {
 		return err
 	}
@@ -66,19 +69,52 @@ func (t *Target) missing(object uint64) bool {
 }
 
 // effective leaves out what changes nothing: an object that does not exist, and
-// hides nothing of a parent, has nothing to be cut or zeroed.
-func (t *Target) effective(objects []*merge.Object) []*merge.Object {
+// hides nothing of a parent, has nothing to be cut or zeroed, and there is nothing
+// to be zeroed behind the end of one.
+func (t *Target) effective(ctx context.Context, objects []*merge.Object) ([]*merge.Object, error) {
 	if t.head == nil {
-		return objects
+		return objects, nil
 	}
 	kept := make([]*merge.Object, 0, len(objects))
+	var doubtful []int
 	for _, o := range objects {
 		if t.missing(o.Number) && o.Bytes() == 0 && t.covered(o.Number) == 0 {
 			continue
 		}
+		// If it is changed since the last snapshot anyway, it does not matter.
+		if len(t.snaps) > 0 && onlyZeroes(o) && t.head.Get(o.Number) == objectmap.ExistsClean {
+			doubtful = append(doubtful, len(kept))
+		}
 		kept = append(kept, o)
 	}
-	return kept
+	if len(doubtful) == 0 {
+		return kept, nil
+	}
+	none := make([]bool, len(kept))
+	if err := t.eachObject(ctx, len(doubtful), func(_ context.Context, i int) error {
+		o := kept[doubtful[i]]
+		st, err := t.data.Stat(store.DataObject(t.img.Prefix, o.Number))
+		if ceph.Is(err, syscall.ENOENT) {
+			return nil
+		}
+		none[doubtful[i]] = err == nil && st.Size <= o.Extents[0].Offset
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	n := 0
+	for i, o := range kept {
+		if !none[i] {
+			kept[n] = o
+			n++
+		}
+	}
+	return kept[:n], nil
+}
+
+// onlyZeroes says that nothing becomes of an object but that some of it is zeroed.
+func onlyZeroes(o *merge.Object) bool {
+	return !o.Drop && !o.Cut && len(o.Extents) > 0 && o.Bytes() == 0
 }
 
 // mapUpdates is how many updates of the object map are made one by one; more are
