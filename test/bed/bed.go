@@ -127,7 +127,13 @@ func (b *Bed) Cluster(name string) (*Cluster, error) {
 
 // Down ends all processes of the named clusters (of all, and all other
 // processes of the bed, when none is named) and removes every trace of them.
+// When ctx is over already, it tries nevertheless, for half a minute.
 func (b *Bed) Down(ctx context.Context, names ...string) error {
+	if ctx.Err() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+	}
 	all := len(names) == 0
 	if all {
 		b.stopProcesses(ctx)

@@ -41,7 +41,11 @@ type Cluster struct {
 }
 
 // upTimeout bounds bringing a cluster up; it is far more than a busy machine needs.
-const upTimeout = 2 * time.Minute
+const upTimeout = 3 * time.Minute
+
+// commandTimeout bounds a single command: one that hangs, for example because
+// the mgr died, shall not use up all of a test's time.
+const commandTimeout = 2 * time.Minute
 
 // Up brings a cluster up, or completes one that is up in part, and waits until
 // it is healthy.
@@ -567,6 +571,8 @@ func (c *Cluster) makePools(ctx context.Context) error {
 
 // command sends one command over the cluster's open connection.
 func (c *Cluster) command(ctx context.Context, target string, cmd map[string]any, input string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
 	a, err := c.commander.do(ctx, c, target, cmd, input)
 	if err != nil {
 		return "", err
@@ -589,7 +595,8 @@ func (c *Cluster) MgrCommand(ctx context.Context, cmd map[string]any) (string, e
 }
 
 // Ceph runs the ceph command as administrator and returns what it prints on
-// standard output. It takes about a second; see MonCommand.
+// standard output. It takes about a second; see MonCommand. One that hangs is
+// ended after two minutes.
 func (c *Cluster) Ceph(ctx context.Context, args ...string) (string, error) {
 	return c.run(ctx, append([]string{"ceph"}, args...)...)
 }
@@ -608,6 +615,8 @@ func (c *Cluster) run(ctx context.Context, args ...string) (string, error) {
 	if err := c.bed.needInside(); err != nil {
 		return "", err
 	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
 	cmd := c.Command(ctx, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

@@ -28,6 +28,9 @@ func open(t *testing.T) (*bed.Bed, context.Context) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		cancel()
+		// A test whose time is over has clusters, too.
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		b.Close(ctx)
 		if err := b.Down(ctx, "t1", "t2"); err != nil {
@@ -180,6 +183,49 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+// patiently runs a command of the mgr, again when it hangs or the mgr died:
+// that of some distributions does so now and then.
+func patiently(t *testing.T, ctx context.Context, c *bed.Cluster, f func(context.Context) error) {
+	t.Helper()
+	for try := 1; ; try++ {
+		short, cancel := context.WithTimeout(ctx, 40*time.Second)
+		err := f(short)
+		hung := short.Err() != nil
+		cancel()
+		if err == nil {
+			return
+		}
+		mgr := c.Daemon("mgr.x")
+		died := mgr.State() == "dead"
+		if !hung && !died || try == 5 {
+			t.Fatal(err)
+		}
+		t.Logf("once more (the mgr is %s): %v", mgr.State(), err)
+		if err := mgr.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitHealthy(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDownTooLate takes a cluster down when the caller's time is over.
+func TestDownTooLate(t *testing.T) {
+	b, ctx := open(t)
+	c := up(t, ctx, b, bed.ClusterSpec{Name: "t1", NoFS: true, NoWait: true})
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := b.Down(over, "t1"); err != nil {
+		t.Error(err)
+	}
+	for _, d := range c.Daemons() {
+		if d.Pid() != 0 {
+			t.Errorf("%s still runs", d.Name())
+		}
+	}
+}
+
 // TestMirrorUsers lets the stock daemon mirror with the users that the bed
 // makes: they have what is needed.
 func TestMirrorUsers(t *testing.T) {
@@ -222,19 +268,21 @@ func TestMirrorUsers(t *testing.T) {
 		{"fs", "snapshot", "mirror", "enable", "cephfs"},
 		{"fs", "snapshot", "mirror", "peer_add", "cephfs", "client.remote@t2", "cephfs"},
 	} {
-		if out, err := local.Ceph(ctx, args...); err != nil {
-			t.Fatal(out, err)
-		}
+		patiently(t, ctx, local, func(ctx context.Context) error {
+			_, err := local.Ceph(ctx, args...)
+			return err
+		})
 	}
 	p, err := b.StartProcess(bed.ProcessSpec{Name: "stock", Args: []string{"cephfs-mirror", "--cluster", "t1", "--id", "mirror", "-f"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = bed.Poll(ctx, "the stock daemon to report its peer", func(ctx context.Context) (bool, error) {
-		out, err := local.MgrCommand(ctx, map[string]any{"prefix": "fs snapshot mirror daemon status"})
-		if err != nil {
-			return false, err
-		}
+		var out string
+		patiently(t, ctx, local, func(ctx context.Context) (err error) {
+			out, err = local.MgrCommand(ctx, map[string]any{"prefix": "fs snapshot mirror daemon status"})
+			return err
+		})
 		var daemons []struct {
 			Filesystems []struct {
 				Peers []struct {

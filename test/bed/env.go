@@ -22,6 +22,7 @@ const (
 	envState   = "CEPHMIRROR_BED"     // state directory
 	envRelease = "CEPHMIRROR_RELEASE" // reef or tentacle
 	envCache   = "CEPHMIRROR_CACHE"   // where root file systems are kept
+	envShared  = "CEPHMIRROR_SHARED"  // set by who takes all clusters down in the end
 
 	envInside = "CEPHMIRROR_BED_INSIDE" // set inside the environment: its release
 	envStage  = "CEPHMIRROR_BED_STAGE"  // what a fresh process has to mount
@@ -38,6 +39,10 @@ const (
 // InsideRelease returns the release of the environment that this process runs
 // in, or "" outside.
 func InsideRelease() string { return os.Getenv(envInside) }
+
+// Shared says whether all clusters are taken down by whoever entered the
+// environment: packages of tests can leave theirs to the next.
+func Shared() bool { return InsideRelease() != "" && os.Getenv(envShared) != "" }
 
 // FindCheckout returns the root of the checkout that holds dir, or "".
 func FindCheckout(dir string) string {
@@ -71,6 +76,10 @@ func StateDir(checkout string, r Release) (string, error) {
 	sum := sha256.Sum256([]byte(checkout + "\x00" + r.Name))
 	return fmt.Sprintf("%s%x", stateBase, sum[:4]), nil
 }
+
+// ForShared is what is added to the environment by those who take all clusters
+// down afterwards.
+func ForShared() string { return envShared + "=1" }
 
 // EnterOptions says how to run a command inside a release's environment.
 type EnterOptions struct {
@@ -122,11 +131,14 @@ func Enter(ctx context.Context, o EnterOptions) (int, error) {
 		return 0, err
 	}
 	gocache := filepath.Join(cache, "gocache-"+o.Release.Name)
-	if err := os.MkdirAll(gocache, 0o755); err != nil {
-		return 0, fmt.Errorf("make the build cache: %w", err)
+	lintcache := filepath.Join(cache, "staticcheck-"+o.Release.Name)
+	for _, d := range []string{gocache, lintcache} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return 0, fmt.Errorf("make the build cache: %w", err)
+		}
 	}
 	goroot, gomodcache := goEnv(ctx)
-	st.Binds = append(st.Binds, "/var/tmp", o.State, gocache)
+	st.Binds = append(st.Binds, "/var/tmp", o.State, gocache, lintcache)
 	for _, p := range []string{o.Checkout, goroot, gomodcache} {
 		if p != "" {
 			st.Binds = append(st.Binds, p)
@@ -159,7 +171,7 @@ func Enter(ctx context.Context, o EnterOptions) (int, error) {
 		envState + "=" + o.State,
 		"HOME=" + filepath.Join(o.State, "home"),
 		"GOROOT=" + goroot, "GOMODCACHE=" + gomodcache, "GOCACHE=" + gocache,
-		"GOPROXY=off", "GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false", "CGO_ENABLED=1", "GOENV=off",
+		"STATICCHECK_CACHE=" + lintcache, "GOPROXY=off", "GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false", "CGO_ENABLED=1", "GOENV=off",
 	}, o.Env...), goroot)
 
 	js, err := json.Marshal(st)

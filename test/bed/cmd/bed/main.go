@@ -268,7 +268,8 @@ func (a *app) runCmd() *cobra.Command {
 
 func (a *app) enterCmd() *cobra.Command {
 	var binds []string
-	var cleanup, fresh bool
+	var cleanup bool
+	var fresh string
 	cmd := &cobra.Command{
 		Use:   "enter [-- COMMAND...]",
 		Short: "Run a command, by default a shell, inside the environment",
@@ -280,15 +281,19 @@ func (a *app) enterCmd() *cobra.Command {
 				args = []string{"bash"}
 			}
 			ctx := context.WithoutCancel(cmd.Context())
-			if fresh {
-				done, err := a.makeFresh(ctx)
+			if fresh != "" {
+				done, err := a.makeFresh(ctx, fresh)
 				if err != nil {
 					return err
 				}
 				defer done()
 			}
-			err := a.enter(ctx, bed.EnterOptions{Exec: args, Binds: binds})
-			if cleanup || fresh {
+			o := bed.EnterOptions{Exec: args, Binds: binds}
+			if cleanup || fresh != "" {
+				o.Env = append(o.Env, bed.ForShared())
+			}
+			err := a.enter(ctx, o)
+			if cleanup || fresh != "" {
 				err = errors.Join(err, a.downAll(ctx))
 			}
 			return err
@@ -296,18 +301,19 @@ func (a *app) enterCmd() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&binds, "bind", nil, "further paths to make visible inside")
 	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "take all clusters down when the command has ended")
-	cmd.Flags().BoolVar(&fresh, "fresh", false, "use an empty bed, apart from the one with your clusters, and clean it up")
+	cmd.Flags().StringVar(&fresh, "fresh", "", "use an empty bed, apart from the one with your clusters, and clean it up; those with different `NAME`s (--fresh=NAME) can be in use at the same time")
+	cmd.Flags().Lookup("fresh").NoOptDefVal = "test"
 	return cmd
 }
 
-// makeFresh moves on to a bed for tests, of which there is one per checkout and
-// release, and empties it.
-func (a *app) makeFresh(ctx context.Context) (done func(), err error) {
+// makeFresh moves on to a bed for tests, of which there is one per checkout,
+// release and name, and empties it.
+func (a *app) makeFresh(ctx context.Context, name string) (done func(), err error) {
 	b, err := a.open()
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Setenv("CEPHMIRROR_BED", b.Dir()+"-test"); err != nil {
+	if err := os.Setenv("CEPHMIRROR_BED", b.Dir()+"-"+name); err != nil {
 		return nil, err
 	}
 	if b, err = a.open(); err != nil {
@@ -328,7 +334,7 @@ func (a *app) downAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	return b.Down(ctx)
 }
