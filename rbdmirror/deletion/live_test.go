@@ -70,7 +70,7 @@ func makeCopy(t *testing.T, s *rbdsite.Site, namespace, name string, args ...str
 	c.id = value(store.NewDirectory(c.io).ID(name))(t)
 	c.gid = "gid-of-" + c.id
 	for i := range 3 {
-		s.Run("rbd", "bench", "--io-type", "write", "--io-size", "65536", "--io-total", "16M", "--io-pattern", "rand", c.spec)
+		s.Run("rbd", "bench", "--io-type", "write", "--io-size", "65536", "--io-total", "3M", "--io-pattern", "rand", c.spec)
 		s.Run("rbd", "snap", "create", "--no-progress", fmt.Sprint(c.spec, "@user", i))
 	}
 	s.Run("rbd", "snap", "protect", c.spec+"@user1")
@@ -144,7 +144,7 @@ var variants = map[string]struct {
 }
 
 func TestLive(t *testing.T) {
-	s := rbdsite.Start(t, "deletion")
+	s := rbdsite.StartEmpty(t, "a")
 	s.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool, "image")
 	s.Run("rbd", "mirror", "pool", "enable", rbdsite.Pool+"/"+rbdsite.Namespace, "image")
 	t.Run("move and purge", func(t *testing.T) { testMove(t, s) })

@@ -19,8 +19,8 @@ import (
 // the stock daemon remove images that were moved there by us.
 func TestLiveStock(t *testing.T) {
 	rbdsite.Long(t)
-	far := rbdsite.Start(t, "far")
-	near := rbdsite.Start(t, "near")
+	far := rbdsite.StartEmpty(t, "b")
+	near := rbdsite.StartEmpty(t, "a")
 	far.Run("rbd", "mirror", "pool", "enable", "--site-name", "far", rbdsite.Pool, "image")
 	near.Run("rbd", "mirror", "pool", "enable", "--site-name", "near", rbdsite.Pool, "image")
 	token := filepath.Join(t.TempDir(), "token")

@@ -60,12 +60,13 @@ func TestMain(m *testing.M) {
 	}
 	env.bed = b
 	before, _ := b.Names()
+	shared := bed.Shared()
 	code := m.Run()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	now, _ := b.Names()
 	for _, name := range now {
-		if !slices.Contains(before, name) {
+		if !slices.Contains(before, name) && !shared {
 			_ = b.Down(ctx, name)
 		}
 	}
@@ -93,7 +94,7 @@ func cluster(t *testing.T, name string) *bed.Cluster {
 	if slices.Contains(names, name) {
 		c, err = env.bed.Cluster(name)
 	} else {
-		c, err = env.bed.Up(ctx, bed.ClusterSpec{Name: name, RBDPools: []string{"rbd"}})
+		c, err = env.bed.Up(ctx, bed.ClusterSpec{Name: name, RBDPools: []string{"rbd", "data"}})
 	}
 	must(t, err)
 	must(t, c.AddRBDMirrorUser(ctx, user))

@@ -355,7 +355,7 @@ func TestRandom(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPair(t, a, b, o)
-			p.rounds(seed(t), 8)
+			p.rounds(seed(t), rbdsite.Often(3, 8))
 		})
 	}
 }
@@ -455,7 +455,7 @@ func TestFullCompare(t *testing.T) {
 				t.Errorf("%d writes to equal images", n)
 			}
 			p.compare()
-			for i := range 4 {
+			for i := range rbdsite.Often(2, 4) {
 				scribble(t, r, p.src.maker, 6)
 				scribble(t, r, p.dst.maker, 6)
 				p.src.maker.Snap(fmt.Sprintf("x%d", i))

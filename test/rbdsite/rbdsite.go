@@ -38,9 +38,21 @@ type Site struct {
 }
 
 // Start brings a cluster up. One that was up already is used as it is and left
-// up. The test is skipped where there is no Ceph, and on Reef unless slow tests
-// are asked for.
+// up, and so is every cluster where somebody takes them all down in the end:
+// the next test, and the next package, need not wait for one. The test is
+// skipped where there is no Ceph, and on Reef unless slow tests are asked for.
 func Start(t *testing.T, name string) *Site {
+	t.Helper()
+	return start(t, name, false)
+}
+
+// StartEmpty is Start with nothing in the pools.
+func StartEmpty(t *testing.T, name string) *Site {
+	t.Helper()
+	return start(t, name, true)
+}
+
+func start(t *testing.T, name string, empty bool) *Site {
 	t.Helper()
 	if bed.InsideRelease() == "" {
 		t.Skip("needs Ceph: run with bed enter")
@@ -48,7 +60,7 @@ func Start(t *testing.T, name string) *Site {
 	if bed.InsideRelease() == "reef" {
 		Long(t) // every day one release is enough for a package by itself
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	b, err := bed.Open(bed.Options{Logf: t.Logf})
 	if err != nil {
@@ -60,13 +72,33 @@ func Start(t *testing.T, name string) *Site {
 		t.Fatal(err)
 	}
 	up := slices.Contains(names, name)
-	c, err := b.Up(ctx, bed.ClusterSpec{Name: name, RBDPools: []string{Pool, DataPool}})
+	spec := bed.ClusterSpec{Name: name, RBDPools: []string{Pool, DataPool}}
+	c, err := b.Up(ctx, spec)
+	if err == nil && up && empty {
+		for _, pool := range spec.RBDPools {
+			_, err = c.MonCommand(ctx, map[string]any{"prefix": "osd pool delete", "pool": pool, "pool2": pool, "yes_i_really_really_mean_it": true})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err = b.Up(ctx, spec)
+	}
+	if err != nil && up && bed.Shared() {
+		// An earlier test may have left it broken.
+		t.Logf("anew: %v", err)
+		if err := b.Down(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+		c, err = b.Up(ctx, spec)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !up {
+	if !up && !bed.Shared() {
 		t.Cleanup(func() {
-			if err := c.Down(context.WithoutCancel(t.Context())); err != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+			defer cancel()
+			if err := c.Down(ctx); err != nil {
 				t.Error(err)
 			}
 		})
@@ -88,6 +120,15 @@ func Long(t *testing.T) {
 	if os.Getenv("CEPHMIRROR_TEST_LONG") == "" {
 		t.Skip("slow: set CEPHMIRROR_TEST_LONG")
 	}
+}
+
+// Often is how many rounds of something random there are every day, and how
+// many when slow tests are asked for.
+func Often(daily, long int) int {
+	if os.Getenv("CEPHMIRROR_TEST_LONG") == "" {
+		return daily
+	}
+	return long
 }
 
 // StartProcess starts a daemon, which ends with the test or when stop is called.
