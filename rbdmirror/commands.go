@@ -63,6 +63,18 @@ func imageCommands(scope string) []plugins.CommandSpec {
 	return all[:len(all)-1]
 }
 
+// compareVerb is a command of images that the stock daemon lacks: all of the
+// image is compared, and what differs repaired.
+const compareVerb = "compare"
+
+// furtherImageCommands are those that the stock daemon lacks.
+func furtherImageCommands(scope string) []plugins.CommandSpec {
+	return []plugins.CommandSpec{{
+		Signature: commandPrefix + compareVerb + " " + scope,
+		Help:      "compare all of rbd mirror " + scope + " with its primary, and repair what differs",
+	}}
+}
+
 const deletionPrefix = commandPrefix + "deletion status "
 
 func deletionCommand(scope string) plugins.CommandSpec {
@@ -114,6 +126,13 @@ func (e *Engine) call(c plugins.Command) (any, error) {
 			return imageCommand(img, verb)
 		}
 		return nil, fmt.Errorf("%s is not mirrored by this daemon: %w", scope, syscall.ENOENT)
+	}
+	if scope, ok := strings.CutPrefix(rest, compareVerb+" "); ok {
+		img := e.imageOf(scope)
+		if img == nil {
+			return nil, fmt.Errorf("%s is not mirrored by this daemon: %w", scope, syscall.ENOENT)
+		}
+		return nil, img.commandCompare()
 	}
 	return nil, fmt.Errorf("unknown command %q: %w", c.Prefix, syscall.EINVAL)
 }

@@ -3,7 +3,9 @@ package rbdmirror
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -297,11 +299,11 @@ func (img *image) setScope(name string) {
 	}
 	feed := &img.sp.s.eng.feed
 	if img.scope != "" {
-		feed.Publish(removed(imageCommands(img.scope))...)
+		feed.Publish(removed(slices.Concat(imageCommands(img.scope), furtherImageCommands(img.scope)))...)
 	}
 	img.scope = scope
 	if scope != "" {
-		feed.Publish(added(imageCommands(scope))...)
+		feed.Publish(added(slices.Concat(imageCommands(scope), furtherImageCommands(scope)))...)
 	}
 }
 
@@ -392,6 +394,21 @@ func (img *image) commandRestart() {
 	img.poke()
 }
 
+// commandCompare has all of the image compared.
+func (img *image) commandCompare() error {
+	img.mu.Lock()
+	r := img.replayer
+	img.mu.Unlock()
+	switch c := r.(type) {
+	case nil:
+		return fmt.Errorf("the image is not being replayed: %w", syscall.EAGAIN)
+	case interface{ FullCompare() }:
+		c.FullCompare()
+		return nil
+	}
+	return fmt.Errorf("only images that are mirrored by snapshots can be compared: %w", syscall.EOPNOTSUPP)
+}
+
 func (img *image) commandFlush() {
 	img.mu.Lock()
 	r := img.replayer
@@ -419,6 +436,7 @@ func (e *Engine) replayOptions() replica.Options {
 		ObjectsAhead: int(e.settings.number(settingAhead, 0)),
 
 		RecreateOnResync: e.settings.flag(settingRecreate),
+		CompareTakenOver: e.settings.flag(settingCompare),
 	}
 }
 

@@ -87,8 +87,9 @@ func (l *imageList) follow(ctx context.Context) error {
 	}()
 	due := time.NewTimer(0)
 	defer due.Stop()
-	soon := false // due within listDelay
-	took := time.Duration(0)
+	soon := false      // due within listDelay
+	var last time.Time // the list was read
+	var took time.Duration
 	for {
 		select {
 		case <-ctx.Done():
@@ -100,8 +101,9 @@ func (l *imageList) follow(ctx context.Context) error {
 				l.log.Debug().Err(err).Msg("answering a notification")
 			}
 			if !soon {
-				// Long lists are not read for ever.
-				due.Reset(max(listDelay, 4*took))
+				// The first change is looked at without delay. Long lists are
+				// not read for ever.
+				due.Reset(time.Until(last.Add(max(listDelay, 4*took))))
 				soon = true
 			}
 		case <-due.C:
@@ -110,7 +112,8 @@ func (l *imageList) follow(ctx context.Context) error {
 			if err := l.read(); err != nil {
 				return err
 			}
-			took = time.Since(began)
+			last = time.Now()
+			took = last.Sub(began)
 			due.Reset(listInterval)
 			l.changed()
 		}

@@ -59,8 +59,9 @@ const (
 	settingRate     = "rate_limit"      // bytes a second read from the peer, for one image
 	settingConnect  = "connect_timeout" // for a connection to a peer
 	settingRecreate = "recreate_on_resync"
-	settingJournals = "journal_memory" // bytes of all that is held of journals
-	settingStrict   = "journal_strict" // entries of journals are carried out one at a time
+	settingCompare  = "compare_taken_over" // what another daemon has copied
+	settingJournals = "journal_memory"     // bytes of all that is held of journals
+	settingStrict   = "journal_strict"     // entries of journals are carried out one at a time
 )
 
 type settings map[string]string

@@ -23,6 +23,10 @@ func rbdSettings() []Setting {
 			Help: "How long it may take to connect to a peer's cluster, before that is tried anew.",
 		},
 		{
+			Section: SectionRBD, Name: "compare_taken_over", Type: Bool, Default: "false",
+			Help: "Compare all of an image, and repair what differs, when it was copied by another daemon, or in part: the stock daemon does not carry discards over. Without this, `rbd mirror compare POOL/IMAGE` at the admin socket does it for one image.",
+		},
+		{
 			Section: SectionRBD, Name: "recreate_on_resync", Type: Bool, Default: "false",
 			Help: "On a resync, remove the local image and make it anew, as the stock daemon does. Otherwise the image stays, and every object of it is compared.",
 		},

@@ -36,8 +36,9 @@ type Objects struct {
 }
 
 // Snapshot is a snapshot of the destination: its id, and how many objects the
-// image has at it.
-type Snapshot struct{ ID, Objects uint64 }
+// image has at it. Remote is the source's snapshot that it is a copy of, 0 if
+// that is not known or no longer there.
+type Snapshot struct{ ID, Objects, Remote uint64 }
 
 // Target is a state of the source that the destination is to have in its turn.
 type Target struct {

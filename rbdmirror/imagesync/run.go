@@ -571,17 +571,23 @@ func (r *run) copyUp(ctx context.Context, t *task, i int) error {
 		i++
 		from, v = r.remotes[i-1], t.intervals[i]
 	}
+	return r.putBelow(ctx, t.number, from, v)
+}
+
+// putBelow puts an object, as it was at the source's snapshot from, below all
+// snapshots.
+func (r *run) putBelow(ctx context.Context, k, from uint64, v delta.Interval) error {
 	var data *ceph.ObjectData
 	var extents delta.Data
 	if v.OldSize > 0 {
-		d, err := r.read(ctx, t.number, from, []delta.Extent{{Length: v.OldSize}})
+		d, err := r.read(ctx, k, from, []delta.Extent{{Length: v.OldSize}})
 		if err != nil {
 			return err
 		}
 		defer d.done()
 		data, extents = d.data, d.extents
 	}
-	err := r.write(ctx, t.number, nil, delta.Interval{Exists: true, Size: v.OldSize}, delta.CopyUp(v, extents), data)
+	err := r.write(ctx, k, nil, delta.Interval{Exists: true, Size: v.OldSize}, delta.CopyUp(v, extents), data)
 	if ceph.Is(err, syscall.EEXIST) {
 		return nil
 	}

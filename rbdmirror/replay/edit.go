@@ -120,7 +120,7 @@ func (e *editor) apply(ctx context.Context, v *view) error {
 func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
 	switch c.Kind {
 	case plan.RenameImage:
-		err := e.r.pair.Local.Local().Rename(v.local.image.Name, c.Name, e.head.ID)
+		err := e.rename(ctx, v, c.Name)
 		if ceph.Is(err, syscall.EEXIST) {
 			// The name may become free. It must not keep the data from being
 			// carried over.
@@ -149,7 +149,7 @@ func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
 	case plan.Protect:
 		return e.h.SetProtection(c.Snap, cls.Protected)
 	case plan.RenameSnap:
-		return e.h.RenameSnapshot(c.Snap, c.Name)
+		return e.renameSnapshot(c.Snap, c.Name)
 	case plan.SetLimit:
 		err := e.h.SetSnapLimit(c.Limit)
 		if ceph.Is(err, syscall.ERANGE) {
@@ -159,6 +159,26 @@ func (e *editor) applyOne(ctx context.Context, v *view, c plan.Change) error {
 		return err
 	}
 	return nil
+}
+
+// renameSnapshot renames a user snapshot. One that has the name, but could not be
+// removed as it is in use, makes way.
+func (e *editor) renameSnapshot(id uint64, name string) error {
+	err := e.h.RenameSnapshot(id, name)
+	if !ceph.Is(err, syscall.EEXIST) {
+		return err
+	}
+	if err := e.reload(); err != nil {
+		return err
+	}
+	for _, s := range e.head.Snapshots {
+		if s.Name == name && s.Namespace.Type == cls.NamespaceUser {
+			if err := e.h.RenameSnapshot(s.ID, plan.Aside(name, s.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	return e.h.RenameSnapshot(id, name)
 }
 
 // setFeatures changes features. Object maps are made, or removed, with it.
@@ -349,7 +369,7 @@ func (e *editor) flatten(ctx context.Context, v *view) error {
 		}
 		job.Start = base.Remote
 		for _, s := range e.head.Snapshots {
-			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: e.head.Objects(s.Size)})
+			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: e.head.Objects(s.Size), Remote: v.original(s)})
 		}
 		e.r.log.Info().Uint64("objects", objects).Msg("the remote image has lost its parent")
 		if err := imagesync.Flatten(ctx, *job, objects); err != nil {
@@ -360,6 +380,23 @@ func (e *editor) flatten(ctx context.Context, v *view) error {
 		}
 	}
 	return e.detachParent()
+}
+
+// original is the remote snapshot that a local one is a copy of, 0 if there is
+// none, or none any more.
+func (v *view) original(s cls.Snapshot) uint64 {
+	if m := s.Namespace.Mirror; m != nil {
+		if m.Complete && !m.Primary() && v.remote.head.Snapshot(m.PrimarySnapID) != nil {
+			return m.PrimarySnapID
+		}
+		return 0
+	}
+	for remote, local := range v.step.Sync.SnapSeqs {
+		if local == s.ID && v.remote.head.Snapshot(remote) != nil {
+			return remote
+		}
+	}
+	return 0
 }
 
 // detachParent cuts the head from its parent, and with deep flattening the

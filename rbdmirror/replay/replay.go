@@ -79,8 +79,9 @@ func (r *Replayer) Kick() {
 // mirrored. The Replayer verifies that before it acts.
 func (r *Replayer) RemoteRemoved() { r.Kick() }
 
-// FullCompare asks that the next synchronisation compares every object of the
-// image, whatever is believed to have changed. It starts at once.
+// FullCompare asks that every object of the image is compared, and what differs
+// repaired, whatever is believed to have changed. It starts at once. Once noted
+// at the image, it is not forgotten.
 func (r *Replayer) FullCompare() {
 	r.full.Store(true)
 	r.Kick()

@@ -36,7 +36,7 @@ func (r *Replayer) identify(v *view) {
 // replayed reports that the image follows its primary.
 func (r *Replayer) replayed(v *view, what string) {
 	remote, local := r.times(v)
-	text := r.past.Describe(plan.Replay{Remote: remote, Local: local, Left: v.step.Left}, time.Now())
+	text := r.past.Describe(plan.Replay{Remote: remote, Local: local, Left: v.step.Left, Unverified: unverified(v)}, time.Now())
 	r.set(replica.StateReplaying, text, replica.Replaying, func(s *replica.Status) {
 		s.Wait(what)
 		s.RemoteTime, s.LocalTime, s.SnapshotsLeft = remote, local, v.step.Left

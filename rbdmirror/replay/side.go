@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/replay/plan"
@@ -25,40 +27,64 @@ type seen struct {
 	uuid string
 }
 
-// look reads all of the image.
+// lookAt reads all of the image. What does not depend on each other is asked for
+// at once: the cluster may be far away.
 func lookAt(s *replica.Side, globalID string) (*seen, error) {
 	out := &seen{}
-	var err error
-	if out.peers, err = s.Peers.Peers(); err != nil {
+	absent := func(err error) error {
+		if ceph.Is(err, syscall.ENOENT) {
+			return nil
+		}
+		return err
+	}
+	var id string
+	var first errgroup.Group
+	first.Go(func() (err error) {
+		out.peers, err = s.Peers.Peers()
+		return err
+	})
+	first.Go(func() (err error) {
+		out.uuid, err = s.Peers.UUID()
+		return absent(err)
+	})
+	first.Go(func() (err error) {
+		id, err = s.Records.ImageID(globalID)
+		return absent(err)
+	})
+	if err := first.Wait(); err != nil {
 		return nil, err
 	}
-	if out.uuid, err = s.Peers.UUID(); err != nil && !ceph.Is(err, syscall.ENOENT) {
-		return nil, err
-	}
-	id, err := s.Records.ImageID(globalID)
-	if ceph.Is(err, syscall.ENOENT) {
+	if id == "" {
 		return out, nil
 	}
-	if err != nil {
+	image := &plan.Image{ID: id}
+	mirrored := true
+	var then errgroup.Group
+	then.Go(func() (err error) {
+		if image.Record, err = s.Records.Image(id); ceph.Is(err, syscall.ENOENT) {
+			mirrored = false
+			return nil
+		}
+		return err
+	})
+	then.Go(func() (err error) {
+		image.Name, err = s.Dir.Name(id)
+		return absent(err)
+	})
+	then.Go(func() (err error) {
+		out.head, err = store.NewHeader(s.IO, id).Load()
+		return absent(err)
+	})
+	if err := then.Wait(); err != nil {
 		return nil, err
 	}
-	record, err := s.Records.Image(id)
-	if ceph.Is(err, syscall.ENOENT) {
+	if !mirrored {
+		out.head = nil
 		return out, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	out.image = &plan.Image{ID: id, Record: record}
-	if out.image.Name, err = s.Dir.Name(id); err != nil && !ceph.Is(err, syscall.ENOENT) {
-		return nil, err
-	}
-	out.head, err = store.NewHeader(s.IO, id).Load()
-	if ceph.Is(err, syscall.ENOENT) {
+	out.image = image
+	if out.head == nil {
 		return out, nil
-	}
-	if err != nil {
-		return nil, err
 	}
 	out.image.Header = &plan.Header{
 		Features: out.head.Features, Order: out.head.Order, StripeUnit: out.head.StripeUnit, StripeCount: out.head.StripeCount, Snapshots: out.head.Snapshots,
@@ -82,6 +108,7 @@ func resyncRequested(value []byte) bool {
 type view struct {
 	local, remote *seen
 	step          plan.Step
+	compare       bool // a full comparison was asked for
 }
 
 // errUnmirrored: the pool of the peer is no longer what it was.
@@ -125,13 +152,21 @@ func (r *Replayer) decide(remote *seen) (*view, error) {
 		return nil, fmt.Errorf("reading the local image: %w", err)
 	}
 	v := &view{local: local, remote: remote}
-	v.step = plan.Next(plan.Input{
+	v.compare = r.compareRequested(local)
+	in := plan.Input{
 		Local: local.image, Remote: remote.image,
 		LocalUUID: r.cfg.Local.MirrorUUID, RemoteUUID: r.cfg.Remote.MirrorUUID,
 		LocalPeers: local.peers, RemotePeers: remote.peers,
-		Own: r.own, OwnFull: r.ownFull, FullCompare: r.full.Load(), Recreate: r.opts.RecreateOnResync,
+		Own: r.own, OwnFull: r.ownFull, FullCompare: v.compare, Recreate: r.opts.RecreateOnResync,
 		DisablingSeen: !r.disabling.IsZero() && time.Since(r.disabling) > disablingGrace,
-	})
+	}
+	v.step = plan.Next(in)
+	if r.opts.CompareTakenOver && !v.compare && unverified(v) {
+		r.full.Store(true)
+		v.compare = r.compareRequested(local)
+		in.FullCompare = v.compare
+		v.step = plan.Next(in)
+	}
 	switch {
 	case local.image == nil || local.image.Record.State != cls.RecordDisabling:
 		r.disabling = time.Time{}

@@ -57,6 +57,13 @@ func (r *Replayer) prepare(ctx context.Context, v *view) error {
 			return err
 		}
 	}
+	if v.compare && sync.Full && !v.step.Resync {
+		links, err := r.spoilt(ctx, v, e)
+		if err != nil {
+			return err
+		}
+		sync.Rebuild(links)
+	}
 	if err := e.makeSnapshots(ctx, v, state); err != nil {
 		return err
 	}
@@ -236,7 +243,6 @@ func (e *editor) makeSnapshots(ctx context.Context, v *view, state cls.ImageStat
 func (r *Replayer) transfer(ctx context.Context, v *view) error {
 	began := time.Now()
 	sync := v.step.Sync
-	full := r.full.Load()
 	e, err := r.edit(v.local.image.ID)
 	if err != nil {
 		return err
@@ -275,8 +281,8 @@ func (r *Replayer) transfer(ctx context.Context, v *view) error {
 		return err
 	}
 	r.own, r.ownFull = 0, false
-	if full {
-		r.full.Store(false)
+	if err := r.settle(v, e, job.Stats.Repaired.Load()); err != nil {
+		return err
 	}
 	if v.step.Resync {
 		if err := e.h.RemoveMetadata(resyncKey(r.cfg.Local.MirrorUUID)); err != nil {
@@ -311,6 +317,9 @@ func (r *Replayer) job(ctx context.Context, v *view, e *editor) (*imagesync.Job,
 	if sync.Base != nil && !sync.Full {
 		job.Start = sync.Base.Remote
 		job.StartObjects = remote.Objects(remote.Snapshot(job.Start).Size)
+	}
+	if sync.Full {
+		job.StartObjects = e.head.MaxObjects() // what is beyond the end has to go
 	}
 	for _, l := range sync.Chain {
 		if l.Local == 0 {

@@ -47,6 +47,9 @@ type Options struct {
 	CallTimeout  time.Duration // how long a call to the remote cluster is waited for, 30 s
 	BytesPerSec  int64         // limit on what is read from the remote image; 0: none
 	ObjectsAhead int           // objects in flight, 0: imagesync's default
+	// CompareTakenOver makes all of an image be compared when another daemon
+	// has copied it, or parts of it.
+	CompareTakenOver bool
 	// RecreateOnResync makes a resync remove the local image and make it anew,
 	// as the stock daemon does. Otherwise it starts at the last common
 	// snapshot, compares everything, and the image stays what it is.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -122,6 +123,8 @@ func TestRBDKilled(t *testing.T) {
 			}
 			p := e.newPool(t, poolOptions{})
 			m := slowly(t, p.a, "image")
+			m.Snap("early")
+			m.Fill(8, 20*mib, mib)
 			first := m.Mirror()
 			kill := func(d *daemon) {
 				t.Helper()
@@ -316,4 +319,87 @@ func objectsOf(p rbdimage.Pool, f func(name string) bool) (names []string, err e
 		})
 	})
 	return names, err
+}
+
+// TestRBDCompare damages the copy of an image, and has all of it compared: what
+// is there now, and the snapshots.
+func TestRBDCompare(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	notStock(t, "it has no such thing")
+	p := e.newPool(t, poolOptions{})
+	m, _ := p.newImage(t, "image", rbdimage.Options{Size: 64 * mib})
+	m.Fill(1, 0, 40*mib)
+	m.Snap("one")
+	m.Fill(2, 8*mib, 4*mib)
+	first := m.MirrorSnap()
+	// What the stock daemon copies lacks the discards.
+	d := e.startRBD(t, stock, e.b)
+	p.wait(t, m, first)
+	m.Discard(0, 4*mib)
+	m.Discard(20*mib, mib)
+	m.Snap("two")
+	m.Fill(3, 30*mib, mib)
+	m.MirrorSnap()
+	m.Fill(4, 36*mib, mib)
+	copy := p.wait(t, m, m.MirrorSnap())
+	p.waitIdle(t, copy)
+	d.stop(t)
+	if diffs, err := p.differences(m, stock); err != nil || len(diffs) == 0 {
+		t.Fatalf("the stock daemon is right for once: %v, %v", diffs, err)
+	}
+	// Ours goes on with that, and says so.
+	d = e.startRBD(t, ours, e.b, atLeisure(ours)...)
+	m.Fill(5, 38*mib, mib)
+	p.wait(t, m, m.MirrorSnap())
+	p.waitState(t, 45*time.Second, copy, "up+replaying", `"unverified":true`)
+	if _, err := d.call("rbd mirror compare " + copy.Spec()); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever goes on still knows what was asked for.
+	within(t, 20*time.Second, "the wish to be noted", func() error {
+		out, err := e.tryRBD(e.b, "image-meta", "ls", copy.Spec())
+		if err == nil && !strings.Contains(out, "compare") && !strings.Contains(out, "verified") {
+			err = errText("the metadata is %s", out)
+		}
+		return err
+	})
+	d.kill(t)
+	d = e.startRBD(t, ours, e.b)
+	within(t, 60*time.Second, "all to be equal", func() error {
+		diffs, err := p.differences(m, ours)
+		if err == nil && len(diffs) > 0 {
+			err = errText("%v", diffs)
+		}
+		return err
+	})
+	p.waitState(t, 45*time.Second, copy, "up+replaying", `"last_comparison_repaired_snapshots":1`)
+	if _, text, err := p.own(p.b, copy.Name()); err != nil || strings.Contains(text, "unverified") {
+		t.Errorf("it is %s, %v", text, err)
+	}
+	m.Fill(6, 0, 5*mib)
+	p.waitSame(t, m)
+	// Nothing to repair.
+	if _, err := d.call("rbd mirror compare " + copy.Spec()); err != nil {
+		t.Fatal(err)
+	}
+	p.waitState(t, 45*time.Second, copy, "up+replaying", `"last_comparison_repaired_objects":0,"last_comparison_repaired_snapshots":0`)
+	p.same(t, m)
+
+	// Of what is taken over all is compared if that is wanted.
+	d.stop(t)
+	d = e.startRBD(t, stock, e.b)
+	m.Discard(8*mib, 4*mib)
+	p.wait(t, m, m.MirrorSnap())
+	p.waitIdle(t, copy)
+	d.stop(t)
+	e.startRBD(t, ours, e.b, "--cephmirror-rbd-compare-taken-over=true")
+	within(t, 60*time.Second, "all to be equal", func() error {
+		diffs, err := p.differences(m, ours)
+		if err == nil && len(diffs) > 0 {
+			err = errText("%v", diffs)
+		}
+		return err
+	})
+	p.waitState(t, 45*time.Second, copy, "up+replaying", `"last_comparison_repaired_objects"`)
 }

@@ -18,7 +18,18 @@ type History struct {
 	lastSeconds float64
 	lastEnd     time.Time
 	count       int
+	compared    *Comparison
 }
+
+// Comparison is what came of comparing all of an image.
+type Comparison struct {
+	End       time.Time
+	Objects   uint64 // that had to be repaired
+	Snapshots int    // user snapshots that had to be copied anew
+}
+
+// Compare notes a comparison.
+func (h *History) Compare(c Comparison) { h.compared = &c }
 
 type sample struct{ bytes, seconds float64 }
 
@@ -43,6 +54,9 @@ type Replay struct {
 	Bytes         uint64    // copied so far
 	Began         time.Time
 	Left          int // snapshots not synchronised yet
+	// Unverified: what is here was copied by another daemon, and never
+	// compared.
+	Unverified bool
 }
 
 // Describe returns the description of an image that is being replayed: stock's
@@ -96,6 +110,14 @@ func (h *History) Describe(r Replay, now time.Time) string {
 		if r.Done > 0 && r.Total >= r.Done && elapsed > 0 {
 			put("seconds_until_synced", uint64(math.Ceil(elapsed/float64(r.Done)*float64(r.Total-r.Done))))
 		}
+	}
+	if h.compared != nil {
+		add("last_comparison_timestamp", h.compared.End.Unix())
+		add("last_comparison_repaired_objects", h.compared.Objects)
+		add("last_comparison_repaired_snapshots", h.compared.Snapshots)
+	}
+	if r.Unverified {
+		add("unverified", true)
 	}
 	if r.Left > 0 {
 		add("snapshots_behind", r.Left)

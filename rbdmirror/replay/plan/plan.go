@@ -434,6 +434,9 @@ func (in *Input) replay() Step {
 		return Step{Kind: SplitBrain, Why: "the remote image was a copy in between"}
 	}
 	step := Step{Peer: in.peer(), Synced: synced(h, in.RemoteUUID)}
+	if len(in.rebuilt(base, incomplete)) > 0 {
+		full = true
+	}
 	if complete {
 		if ids := in.unneeded(base, step.Peer); len(ids) > 0 {
 			step.Kind, step.Snapshots = Unlink, ids
@@ -551,6 +554,7 @@ func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot, full boo
 	} else {
 		m := incomplete.Namespace.Mirror
 		s.Chain = chain(in.Remote.Header, from, s.End.ID, h, m.SnapSeqs)
+		s.Rebuild(in.rebuilt(base, incomplete))
 		whole := !slices.ContainsFunc(s.Chain, func(l Link) bool { return l.Local == 0 })
 		same := m.PrimaryUUID == in.RemoteUUID && m.PrimarySnapID == s.End.ID
 		own := same && whole && incomplete.ID == in.Own
@@ -584,6 +588,34 @@ func (in *Input) fill(step *Step, base *Base, incomplete *cls.Snapshot, full boo
 	if s.Demoted() {
 		s.Peers = in.sendingPeers()
 	}
+}
+
+// Rebuild adds older user snapshots, whose copies are made anew, to what is to be
+// filled. Everything has to be compared then.
+func (s *Sync) Rebuild(links []Link) {
+	for _, l := range links {
+		delete(s.SnapSeqs, l.Remote.ID)
+	}
+	s.Chain = append(slices.Clone(links), s.Chain...)
+}
+
+// rebuilt lists the user snapshots older than base of which an incomplete copy
+// has begun to make new copies.
+func (in *Input) rebuilt(base *Base, incomplete *cls.Snapshot) []Link {
+	if base == nil || incomplete == nil || incomplete.Namespace.Mirror.PrimaryUUID != in.RemoteUUID {
+		return nil
+	}
+	var links []Link
+	for _, s := range in.Remote.Header.Snapshots {
+		local, ok := incomplete.Namespace.Mirror.SnapSeqs[s.ID]
+		if !ok || s.ID >= base.Remote || local == cls.NoSnap || local <= base.Local || s.Namespace.Type != cls.NamespaceUser {
+			continue
+		}
+		if have := find(in.Local.Header, local); have != nil && have.Namespace.Type == cls.NamespaceUser {
+			links = append(links, Link{Remote: s, Local: local})
+		}
+	}
+	return links
 }
 
 // carried maps the user snapshots that both images had at base, and the local

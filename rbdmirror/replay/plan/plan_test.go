@@ -240,6 +240,9 @@ func TestNext(t *testing.T) {
 		// Comparing and resync.
 		{"full comparison", local(np(3, 5)), remote(prim(5)), func(in *Input) { in.FullCompare = true },
 			shown{Kind: Copy, Base: Base{3, 5}, End: 5, Full: true, Left: 1}},
+		{"full comparison that makes snapshots anew", local(named(2, "u"), np(3, 5, seqs(map[uint64]uint64{4: 2})), named(7, "u.incomplete-4"),
+			np(8, 5, incomplete, copied(4), seqs(map[uint64]uint64{4: 7, 5: cls.NoSnap}))), remote(named(4, "u"), prim(5)), func(in *Input) { in.Own = 8 },
+			shown{Kind: Copy, Base: Base{3, 5}, End: 5, Chain: [][2]uint64{{4, 7}}, Local: 8, Full: true, Left: 1}},
 		{"full comparison with the next", local(np(3, 5)), remote(prim(5), prim(6)), func(in *Input) { in.FullCompare = true },
 			shown{Kind: Copy, Base: Base{3, 5}, End: 6, Full: true, Left: 1}},
 		{"resync", local(np(3, 5)).with(resync), remote(prim(5)), nil, shown{Kind: Copy, Base: Base{3, 5}, End: 5, Full: true, Left: 1, Resync: true}},
