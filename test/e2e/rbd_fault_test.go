@@ -427,6 +427,7 @@ func TestRBDPeerKey(t *testing.T) {
 func TestRBDFull(t *testing.T) {
 	e := need(t)
 	notStock(t, "its writes wait for room, and so does all else")
+	needLong(t)
 	p, d := e.mirrored(t, poolOptions{})
 	q := e.newPool(t, poolOptions{})
 	m, snap := p.newImage(t, "image", rbdimage.Options{Size: 64 * mib})
