@@ -135,7 +135,7 @@ type counters struct {
 const (
 	minPoll       = 50 * time.Millisecond
 	checkpointAge = time.Second
-	maxCommitAge  = time.Second
+	usualCommitAge  = time.Second
 	retryAge      = time.Second
 	maxRetry      = 15 * time.Second
 	trimAge       = 5 * time.Second
@@ -701,7 +701,8 @@ func (s *session) commit(ctx context.Context, now time.Time) {
 	}
 	queued, _ := s.planner.Queued()
 	idle := s.work == nil && queued == 0
-	age := min(s.tune.commitAge, maxCommitAge)
+	// More often than the stock daemon: whoever waits for the copy looks at this.
+	age := min(s.tune.commitAge, max(usualCommitAge, s.tune.commitAge/5))
 	if idle {
 		age = minPoll * 4
 	}
