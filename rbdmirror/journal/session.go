@@ -133,14 +133,14 @@ type counters struct {
 
 // What the loop waits for at most.
 const (
-	minPoll       = 50 * time.Millisecond
-	checkpointAge = time.Second
-	usualCommitAge  = time.Second
-	retryAge      = time.Second
-	maxRetry      = 15 * time.Second
-	trimAge       = 5 * time.Second
-	finishAge     = 5 * time.Second
-	tuneAge       = time.Second
+	minPoll        = 50 * time.Millisecond
+	checkpointAge  = time.Second
+	usualCommitAge = time.Second
+	retryAge       = time.Second
+	maxRetry       = 15 * time.Second
+	trimAge        = 5 * time.Second
+	finishAge      = 5 * time.Second
+	tuneAge        = time.Second
 	// heldLimit is how much may wait for the end of an operation.
 	heldLimit = 4 * maxShare
 )
