@@ -86,7 +86,11 @@ func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
 	if strings.HasPrefix(c.Prefix, plugins.SchedulePrefix) {
 		return e.schedules.Call(ctx, c)
 	}
-	out, err := e.call(c)
+	call := e.call
+	if strings.HasPrefix(c.Prefix, plugins.AssignPrefix) {
+		call = func(c plugins.Command) (any, error) { return plugins.CallAssigner(ctx, e, c) }
+	}
+	out, err := call(c)
 	if err != nil {
 		return plugins.ErrorResult(err)
 	}

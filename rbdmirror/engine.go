@@ -58,6 +58,7 @@ type Engine struct {
 	instance string  // its id
 	pools    map[int64]*pool
 	manual   bool   // stopped by command
+	draining bool   // this worker is to give all images to others
 	past     totals // of images that are no longer here
 }
 

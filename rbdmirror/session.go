@@ -195,7 +195,7 @@ func (s *session) open() error {
 	s.deletions = deletion.NewThrottle(s.eng.concurrentDeletions())
 	s.member, err = election.New(election.Config{
 		Conn: s.local, Pool: s.pool.name, Namespaces: further(s.link.currentSpaces()),
-		Log: s.log, Lease: s.eng.lease, Options: s.electionOptions(),
+		Log: s.log, Lease: s.eng.lease, Options: s.electionOptions(), Note: s.eng.note(),
 		Handler: election.Handler{
 			Acquire: s.acquire, Release: s.release, PeerRemoved: s.peerRemoved, Event: s.event,
 		},

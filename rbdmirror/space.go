@@ -43,6 +43,7 @@ type space struct {
 	instances map[string]bool   // as the host was told
 	vanished  map[string]bool   // images whose owner was told that the peer has them no more
 	deleter   *deleterRun
+	orders    orders // as the host was told
 }
 
 func newSpace(s *session, spec spaceSpec) (*space, error) {
@@ -77,7 +78,7 @@ func newSpace(s *session, spec spaceSpec) (*space, error) {
 
 func (sp *space) start() {
 	sp.s.eng.feed.Publish(plugins.Event{Kind: plugins.EventDomainUp, Domain: sp.domain})
-	for _, do := range []func(context.Context){sp.localList.run, sp.localStatus.run, sp.run} {
+	for _, do := range []func(context.Context){sp.localList.run, sp.localStatus.run, sp.run, sp.heedOrders, sp.noteLoads} {
 		sp.wg.Go(func() { do(sp.ctx) })
 	}
 	for _, do := range []func(context.Context){sp.remoteList.run, sp.remoteStatus.run} {
@@ -184,6 +185,7 @@ func (sp *space) unpublish() {
 	clear(sp.owners)
 	clear(sp.instances)
 	clear(sp.vanished)
+	sp.orders = orders{}
 	sp.s.eng.feed.Publish(events...)
 }
 

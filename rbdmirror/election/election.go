@@ -107,6 +107,7 @@ type Config struct {
 	Lease      *plugins.Lease // of the host; nil: none
 	Options    Options
 	Handler    Handler
+	Note       Note // see SetNote
 }
 
 // Mapping is one entry of the stored image map.

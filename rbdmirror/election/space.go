@@ -277,7 +277,10 @@ func (sp *space) add() error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.Exec(c.Class, c.Method, c.In)
-	op.SetOmap(map[string][]byte{marker(sp.m.id): []byte("1")})
+	sp.m.mu.Lock()
+	note := sp.m.cfg.Note
+	sp.m.mu.Unlock()
+	op.SetOmap(map[string][]byte{marker(sp.m.id): note.encode()})
 	if err := op.Operate(sp.ioctx, message.LeaderObject, rados.OperationNoFlag); err != nil {
 		return fmt.Errorf("%s: %s: %w", message.LeaderObject, c.Method, err)
 	}
