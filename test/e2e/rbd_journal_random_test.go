@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -20,6 +21,8 @@ import (
 
 	"cephmirror/test/rbdimage"
 )
+
+var killed = flag.Int("kills", 0, "how often the plugin is killed while journals are followed; 0: 4 times, with -long 50 times")
 
 // childEnv makes the test program do something in a process of its own: librbd
 // aborts now and then, when images are opened and closed very often or are rolled
@@ -499,9 +502,13 @@ func TestRBDJournalRandom(t *testing.T) {
 func TestRBDJournalKilled(t *testing.T) {
 	e := need(t)
 	notStock(t, "it repeats operations, and snapshots are left over")
-	kills := 4
-	if *long {
+	kills := *killed
+	switch {
+	case kills > 0:
+	case *long:
 		kills = 50
+	default:
+		kills = 4
 	}
 	e.shortWatches(t)
 	for _, c := range []struct {

@@ -122,7 +122,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 	p.takeOver(t, limit, b)
 	p.equal(t, a, w.b)
 	if w.b == ours {
-		p.checkedMaps(t, b)
+		p.checkedMaps(t, b) // before librbd changes it, which is less exact with discards
 	}
 	p.waitOwn(t, b, "up+stopped", "local image is primary")
 
@@ -134,9 +134,6 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 		p.demote(t, b)
 		p.takeOver(t, limit, a)
 		p.equal(t, b, w.a)
-		if w.a == ours {
-			p.checkedMaps(t, a)
-		}
 		change(a, 40+100*round)
 		arrived(a, w.b)
 		change(a, 50+100*round)
