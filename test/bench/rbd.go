@@ -353,7 +353,7 @@ func rbdFarCase(ctx context.Context, l *lab, p plan, rep *report) error {
 // ports are those of a cluster's daemons.
 func ports(ctx context.Context, c *bed.Cluster) ([]int, error) {
 	var all []int
-	address := regexp.MustCompile(`127\.0\.0\.1:(\d+)/`)
+	address := regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
 	for _, what := range []string{"mon dump", "osd dump", "mgr dump"} {
 		out, err := c.MonCommand(ctx, map[string]any{"prefix": what, "format": "json"})
 		if err != nil {
