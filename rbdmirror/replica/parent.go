@@ -92,37 +92,52 @@ func (p *Pair) lookUpParent(head *store.Image) (remoteParent, error) {
 	}
 	up.snap = *s
 	if record.Mode == cls.ImageModeJournal {
-		up.copying, err = p.copying(ioctx, up.id)
+		up.copying, err = p.copying(ioctx, up.pool, up.id)
 	}
 	return up, err
 }
 
-// copying says whether the first copy of an image with a journal is not complete.
-// What is registered with the journal is not the parent's own local mirror uuid if
-// that lies in another pool; then any client that still copies is taken for it.
-func (p *Pair) copying(ioctx *rados.IOContext, image string) (bool, error) {
-	h, err := objects.New(ioctx, image).Look()
+// copying says whether the first local copy of an image with a journal is not
+// complete, which the journal knows. pool is the name of the image's pool.
+func (p *Pair) copying(ioctx *rados.IOContext, pool, image string) (bool, error) {
+	uuid, err := p.localUUID(pool)
+	if err != nil {
+		return false, err
+	}
+	c, err := objects.New(ioctx, image).Client(uuid)
 	if ceph.Is(err, syscall.ENOENT) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	own := h.Client(p.Local.MirrorUUID)
-	for i := range h.Clients {
-		c := &h.Clients[i]
-		if own != nil && c.ID != own.ID {
-			continue
-		}
-		data, err := format.DecodeClientData(c.Data)
-		if err != nil {
-			continue
-		}
-		if peer, ok := data.(*format.PeerClient); ok && peer.State == format.Syncing {
-			return true, nil
-		}
+	data, err := format.DecodeClientData(c.Data)
+	if err != nil {
+		return false, fmt.Errorf("client %s of the journal of image %s: %w", uuid, image, err)
 	}
-	return false, nil
+	peer, ok := data.(*format.PeerClient)
+	return ok && peer.State == format.Syncing, nil
+}
+
+// localUUID is the mirror uuid of a local pool, empty if it is not there or not
+// mirrored.
+func (p *Pair) localUUID(pool string) (string, error) {
+	if pool == p.Local.Pool {
+		return p.Local.MirrorUUID, nil
+	}
+	ioctx, err := p.Local.Conn.OpenIOContext(pool)
+	if ceph.Is(err, syscall.ENOENT) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("opening pool %s: %w", pool, err)
+	}
+	defer ioctx.Destroy()
+	uuid, err := store.NewMirroring(ioctx).UUID()
+	if ceph.Is(err, syscall.ENOENT) {
+		return "", nil
+	}
+	return uuid, err
 }
 
 // localParent finds the local copy of the remote parent's snapshot.
