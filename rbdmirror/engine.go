@@ -82,7 +82,7 @@ func New(log zerolog.Logger, lease *plugins.Lease) *Engine {
 	}
 	e.schedules = schedule.New(schedule.Config{
 		Log: log, Lease: lease, Connection: e.connection, Instance: e.currentInstance,
-		Namespaces: listNamespaces, Go: e.left.Go,
+		Namespaces: listNamespaces, Go: e.left.Go, Client: e.unconnected,
 	})
 	return e
 }
@@ -163,6 +163,12 @@ func (e *Engine) connection() (conn *rados.Conn, release func()) {
 	m := e.main
 	m.users.Add(1)
 	return m.conn, m.users.Done
+}
+
+// unconnected makes a further client of the local cluster.
+func (e *Engine) unconnected() (*rados.Conn, error) {
+	conn, _, err := client.Configure(e.spec())
+	return conn, err
 }
 
 func (e *Engine) currentInstance() string {

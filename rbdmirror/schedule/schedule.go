@@ -66,6 +66,8 @@ type Config struct {
 	Namespaces func(*rados.IOContext) ([]string, error)
 	// Go runs what may take long on a goroutine that somebody waits for.
 	Go func(func())
+	// Client makes an unconnected client of the local cluster.
+	Client func() (*rados.Conn, error)
 }
 
 // Manager keeps the schedules of one cluster.
@@ -153,8 +155,8 @@ func swapGlobal(conn *rados.Conn, from, to string) error {
 }
 
 // Call answers a command. In a worker those that it is sent wait for no cluster.
-func (m *Manager) Call(_ context.Context, c plugins.Command) plugins.Result {
-	out, err := m.call(c)
+func (m *Manager) Call(ctx context.Context, c plugins.Command) plugins.Result {
+	out, err := m.call(ctx, c)
 	if err != nil {
 		var text refusal
 		if errors.As(err, &text) {
@@ -172,7 +174,7 @@ func (m *Manager) Call(_ context.Context, c plugins.Command) plugins.Result {
 	return plugins.Result{Out: b}
 }
 
-func (m *Manager) call(c plugins.Command) (any, error) {
+func (m *Manager) call(ctx context.Context, c plugins.Command) (any, error) {
 	text := func(name string) string { s, _ := c.Args[name].(string); return s }
 	switch c.Prefix {
 	case plugins.ScheduleWatch:
@@ -180,6 +182,8 @@ func (m *Manager) call(c plugins.Command) (any, error) {
 		return m.state(known), nil
 	case plugins.ScheduleRun:
 		return struct{}{}, m.run(text("id"))
+	case plugins.ScheduleStock:
+		return m.stockCommand(ctx, text("command"))
 	}
 	conn, release := m.cfg.Connection()
 	defer release()
@@ -192,22 +196,50 @@ func (m *Manager) call(c plugins.Command) (any, error) {
 		return struct{}{}, m.swap(conn, text("key"), text("old"), text("new"))
 	case plugins.ScheduleUnits:
 		return m.units(conn)
-	case plugins.ScheduleStock:
-		return stockCommand(conn, text("command"))
 	}
 	return nil, fmt.Errorf("unknown command %q: %w", c.Prefix, syscall.EINVAL)
 }
 
-// stockCommand sends a command to the mgr.
-func stockCommand(conn *rados.Conn, command string) ([]byte, error) {
-	out, status, err := conn.MgrCommand([][]byte{[]byte(command)})
+// stockLimit is how long an answer of the mgr is waited for.
+const stockLimit = time.Minute
+
+// stockCommand sends a command to the mgr, through a connection of its own
+// without time limits: a call that librados gives up by itself is answered into
+// memory that is gone when the mgr comes back. One that has no answer in time is
+// left behind with its connection; it ends with the process.
+func (m *Manager) stockCommand(ctx context.Context, command string) ([]byte, error) {
+	conn, err := m.cfg.Client()
 	if err != nil {
-		if status != "" {
-			return nil, fmt.Errorf("%s: %w", status, err)
-		}
 		return nil, err
 	}
-	return out, nil
+	if err := conn.SetConfigOption("rados_mon_op_timeout", "0"); err != nil {
+		return nil, fmt.Errorf("setting rados_mon_op_timeout: %w", err)
+	}
+	if err := conn.Connect(); err != nil {
+		return nil, fmt.Errorf("connecting to the local cluster: %w", err)
+	}
+	type answer struct {
+		out    []byte
+		status string
+		err    error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		out, status, err := conn.MgrCommand([][]byte{[]byte(command)})
+		conn.Shutdown()
+		done <- answer{out, status, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, stockLimit)
+	defer cancel()
+	select {
+	case a := <-done:
+		if a.err != nil && a.status != "" {
+			return nil, fmt.Errorf("%s: %w", a.status, a.err)
+		}
+		return a.out, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("no answer of the mgr: %w", syscall.ETIMEDOUT)
+	}
 }
 
 // swap changes what is stored at a level.

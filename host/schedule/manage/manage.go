@@ -221,7 +221,7 @@ func (s Schedules) Below(ctx context.Context, l Level) ([]Entry, error) {
 // Next is a unit with what is due for it.
 type Next struct {
 	Unit plugins.ScheduleUnit
-	At   time.Time // unless there is a reason against it in Unit.Held or Note
+	At   time.Time // by the clock of Schedules.Loc; not if Unit.Held or Note has a reason against it
 	Note string
 	Keep schedule.Retention
 }
@@ -258,7 +258,7 @@ func (s Schedules) Status(ctx context.Context, l Level) ([]Coming, error) {
 				continue
 			}
 			plan := plans[u.Keys[i]]
-			n := Next{Unit: u, Keep: plan.Keep, At: schedule.NextOf(plan.Items, now, s.Loc)}
+			n := Next{Unit: u, Keep: plan.Keep, At: schedule.NextOf(plan.Items, now, s.Loc).In(s.Loc)}
 			if active, _ := runner.Rules(plans, u); len(active) < len(plan.Items) {
 				n.Note = "the stock module has the same schedule, and sees to it"
 			}
