@@ -19,7 +19,11 @@ func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
 		r := e.control.Call(ctx, c.Prefix, c.Args)
 		return plugins.Result{Errno: int(r.Errno), Out: r.Out, Status: r.Status}
 	}
-	out, err := e.call(c)
+	call := e.call
+	if strings.HasPrefix(c.Prefix, plugins.AssignPrefix) {
+		call = func(c plugins.Command) (any, error) { return plugins.CallAssigner(ctx, e, c) }
+	}
+	out, err := call(c)
 	if err != nil {
 		return plugins.ErrorResult(err)
 	}

@@ -54,6 +54,7 @@ type Engine struct {
 	filesystems    map[int64]*filesystem
 	enableFailures uint64
 	setByCommand   map[string]bool // options that "config set" overrode
+	draining       bool            // this worker is to give all directories to others
 }
 
 // New returns an engine that writes only while lease is valid.

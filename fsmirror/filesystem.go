@@ -36,6 +36,7 @@ type filesystem struct {
 	notes notebook
 
 	controlWake chan struct{} // capacity 1
+	deathWake   chan struct{} // capacity 1
 	mounting    chan struct{} // capacity 1: held while the local file system is mounted
 
 	mu          sync.Mutex
@@ -49,6 +50,8 @@ type filesystem struct {
 	mountFailed time.Time
 	serving     bool
 	ending      map[string]*ending // by peer's uuid, of the local file system ""
+	inCharge    time.Duration      // since boot: when we last knew that we control the map; 0: we do not
+	ours        map[string]bool    // instances that are no stock ones, as far as a controller knows
 }
 
 // sources are two mounts of the local file system: one to copy from, and one
@@ -77,6 +80,7 @@ func newFilesystem(e *Engine, spec dirstore.FileSystem) *filesystem {
 		cancel:      cancel,
 		done:        make(chan struct{}),
 		controlWake: make(chan struct{}, 1),
+		deathWake:   make(chan struct{}, 1),
 		mounting:    make(chan struct{}, 1),
 		ending:      make(map[string]*ending),
 		dirs:        make(map[string]bool),
@@ -89,6 +93,12 @@ func newFilesystem(e *Engine, spec dirstore.FileSystem) *filesystem {
 	}()
 	return f
 }
+
+// errShutOut: the controller took this instance for dead.
+var errShutOut = errors.New("this instance was taken for dead")
+
+// rejoin is when an instance that was shut out comes back.
+const rejoin = time.Second
 
 // domain is the name by which host and commands know the file system.
 func (f *filesystem) domain() string { return fmt.Sprintf("%s@%d", f.name, f.id) }
@@ -118,6 +128,16 @@ func (f *filesystem) run() {
 		}
 		f.setState(state, err)
 		wait := f.eng.options.seconds(option)
+		switch {
+		case errors.Is(err, errLeaseLost):
+			f.log.Warn().Err(err).Msg("mirroring of the file system is given up until it does")
+			if f.eng.lease.Wait(f.ctx) != nil {
+				return
+			}
+			continue
+		case errors.Is(err, errShutOut):
+			wait = min(wait, rejoin) // it was a mistake, or is over
+		}
 		f.log.Error().Err(err).Str("state", state).Dur("retry_in", wait).Msg("mirroring of the file system stopped")
 		var again <-chan time.Time
 		switch {
@@ -189,22 +209,26 @@ func (f *filesystem) serve() (err error) {
 	if err != nil {
 		return fmt.Errorf("watching object %s: %w", dirstore.Object, err)
 	}
-	defer f.unwatch(all)
-
-	self, err := process.Self()
-	if err != nil {
-		return err
-	}
-	f.notes.open(ioctx)
-	defer f.notes.open(nil)
-	if err := f.notes.set(instancePrefix+f.eng.instance, note{ID: self}); err != nil {
-		return err
-	}
-	defer func() {
+	// Once nothing is done any more the controller need not find out by itself,
+	// and not wait for mounts to end.
+	leave := sync.OnceFunc(func() {
 		if err := f.notes.remove(instancePrefix + f.eng.instance); err != nil {
 			f.log.Debug().Err(err).Msg("leaving")
 		}
-	}()
+		f.unwatch(all)
+		f.sayBye(ioctx)
+	})
+	f.notes.open(ioctx)
+	defer f.notes.open(nil)
+	defer leave()
+	if err := f.noteInstance(); err != nil {
+		return err
+	}
+
+	// That we were shut out before is over: nothing of then is left.
+	if err := f.notes.remove(gonePrefix + f.eng.instance); err != nil {
+		return err
+	}
 
 	f.setServing(true)
 	defer f.setServing(false)
@@ -215,6 +239,8 @@ func (f *filesystem) serve() (err error) {
 	defer func() {
 		cancel(nil)
 		wg.Wait()
+		f.rest()
+		leave()
 		f.dropAll()
 		watching.Wait() // may hang with the MDS: nobody else waits for it
 	}()
@@ -222,6 +248,13 @@ func (f *filesystem) serve() (err error) {
 	watching.Go(func() { f.followSchedules(ctx, ioctx) })
 	wg.Go(func() { f.endDead(ctx) })
 	wg.Go(func() { f.control(ctx, ioctx) })
+	wg.Go(func() { f.noteLoads(ctx) })
+	wg.Go(func() { f.dropStrays(ctx, dirstore.NewStore(ioctx)) })
+	wg.Go(func() {
+		if f.eng.lease.AwaitExpiry(ctx, leaseGrace) == nil {
+			cancel(errLeaseLost)
+		}
+	})
 	// Acknowledgements must be quick: each notification is handled apart.
 	wg.Go(func() {
 		f.notifications(ctx, all, func(ne rados.NotifyEvent) {
@@ -244,6 +277,18 @@ func (f *filesystem) serve() (err error) {
 	}
 }
 
+// noteInstance makes this instance known to the other workers.
+func (f *filesystem) noteInstance() error {
+	self, err := process.Self()
+	if err != nil {
+		return err
+	}
+	f.eng.mu.Lock()
+	draining := f.eng.draining
+	f.eng.mu.Unlock()
+	return f.notes.set(instancePrefix+f.eng.instance, note{ID: self, Name: f.eng.workerName(), Drain: draining})
+}
+
 func createObject(ioctx *rados.IOContext, name string) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
@@ -258,7 +303,17 @@ func (f *filesystem) watchError(object string, err error) error {
 	if err == nil {
 		err = syscall.ENOTCONN
 	}
+	if object != dirstore.Object && ceph.Is(err, syscall.ENOENT, syscall.ENOTCONN) {
+		err = fmt.Errorf("%w (%w)", errShutOut, err) // it is the controller who removes it
+	}
 	return fmt.Errorf("watch on object %s was lost: %w", object, err)
+}
+
+// sayBye lets the controller look who is still there.
+func (f *filesystem) sayBye(ioctx *rados.IOContext) {
+	if _, _, err := ioctx.NotifyWithTimeout(dirstore.Object, nil, time.Second); err != nil && !ceph.Is(err, syscall.ETIMEDOUT) {
+		f.log.Debug().Err(err).Msg("telling that this instance has left")
+	}
 }
 
 func (f *filesystem) unwatch(w *rados.Watcher) {
@@ -335,6 +390,7 @@ func (f *filesystem) acquire(dir string) {
 	if known {
 		return
 	}
+	f.pokeDeaths() // whoever had it may have left a lock
 	for _, p := range peers {
 		p.add(dir)
 	}
@@ -358,6 +414,81 @@ func (f *filesystem) release(ctx context.Context, dir string) {
 	wg.Wait()
 	f.log.Info().Str("dir", dir).Msg("directory released")
 	f.eng.statusChanged()
+}
+
+// controlValid is how long a controller believes in itself after it has seen
+// that it is one.
+const controlValid = 6 * time.Second
+
+// controls notes when, since boot, it was seen that this instance controls the
+// map; 0: it does not.
+func (f *filesystem) controls(at time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inCharge = at
+}
+
+func (f *filesystem) inControl() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.inCharge != 0 && plugins.Boottime()-f.inCharge < controlValid
+}
+
+func (f *filesystem) setOurs(ours map[string]bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ours = ours
+}
+
+func (f *filesystem) isOurs(instance string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ours[instance]
+}
+
+// strayInterval is how often an instance looks whether its directories are its
+// own.
+const strayInterval = 10 * time.Second
+
+// dropStrays gives up, until ctx ends, directories that the map gives to
+// somebody else for longer than it takes to move one: a controller that was
+// frozen may have told us to take them when it was none any more. The stock
+// controller keeps its own books.
+func (f *filesystem) dropStrays(ctx context.Context, store *dirstore.Store) {
+	suspects := make(map[string]string)
+	for sleep(ctx, strayInterval) {
+		controller, err := store.Controller()
+		if err != nil || controller == "" {
+			clear(suspects)
+			continue
+		}
+		contents, err := store.Load()
+		if err != nil {
+			f.log.Debug().Err(err).Msg("looking whose the directories are")
+			continue
+		}
+		f.mu.Lock()
+		dirs := slices.Collect(maps.Keys(f.dirs))
+		f.mu.Unlock()
+		now := make(map[string]string)
+		for _, dir := range dirs {
+			entry, ok := contents.Dirs[dir]
+			switch {
+			case ok && (entry.Instance == f.eng.instance || entry.Instance == "" || entry.Purging):
+				continue
+			case !ok:
+				entry.Instance = "nobody"
+			}
+			now[dir] = entry.Instance
+			if suspects[dir] == entry.Instance {
+				f.log.Warn().Str("dir", dir).Str("owner", entry.Instance).Msg("a directory that is somebody else's, giving it up")
+				stop, cancel := context.WithTimeout(ctx, releaseLimit)
+				f.release(stop, dir)
+				cancel()
+			}
+		}
+		suspects = now
+	}
 }
 
 // update takes over the peers that the monitors' map names now.
@@ -415,6 +546,30 @@ func (f *filesystem) stopPeer(p *peer) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*closeLimit)
 	defer cancel()
 	p.stop(ctx)
+}
+
+// restLimit is how long calls under way for directories are waited for before
+// others may have them. The locks on the peer keep those away from what has not
+// ended by then.
+const restLimit = time.Second
+
+// rest ends what is being done for all directories.
+func (f *filesystem) rest() {
+	f.mu.Lock()
+	peers := slices.Collect(maps.Values(f.peers))
+	f.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), restLimit)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, p := range peers {
+		p.mu.Lock()
+		dirs := slices.Collect(maps.Keys(p.dirs))
+		p.mu.Unlock()
+		for _, dir := range dirs {
+			wg.Go(func() { p.remove(ctx, dir) })
+		}
+	}
+	wg.Wait()
 }
 
 // dropAll ends everything that was built up while serving.

@@ -180,14 +180,14 @@ func TestPlaceHolds(t *testing.T) {
 		note note
 		want bool
 	}{
-		{"home", home, home.note(self), true},
-		{"abroad is not home", home, at(current[0]).note(self), false},
-		{"home is not abroad", at(current[0]), home.note(self), false},
-		{"home of another client", place{peer: dirstore.Peer{Client: "client.z"}}, home.note(self), false},
-		{"peer", at(current[0]), at(current[0]).note(self), true},
-		{"another peer alike", at(current[0]), at(current[1]).note(self), false},
-		{"a peer added again", at(current[0]), at(spec("4", "b")).note(self), true},
-		{"a removed peer", at(current[2]), at(spec("4", "b")).note(self), false},
+		{"home", home, home.note(self, "1"), true},
+		{"abroad is not home", home, at(current[0]).note(self, "1"), false},
+		{"home is not abroad", at(current[0]), home.note(self, "1"), false},
+		{"home of another client", place{peer: dirstore.Peer{Client: "client.z"}}, home.note(self, "1"), false},
+		{"peer", at(current[0]), at(current[0]).note(self, "1"), true},
+		{"another peer alike", at(current[0]), at(current[1]).note(self, "1"), false},
+		{"a peer added again", at(current[0]), at(spec("4", "b")).note(self, "1"), true},
+		{"a removed peer", at(current[2]), at(spec("4", "b")).note(self, "1"), false},
 	} {
 		if got := c.at.holds(c.note, current); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)

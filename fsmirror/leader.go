@@ -24,11 +24,11 @@ const (
 	// discoverInterval is how often the controller looks for instances and
 	// for changes, as the stock module does.
 	discoverInterval = time.Second
-	// moduleInterval is how often we look whether the mgr module is enabled.
+	// moduleInterval is how often we look whether the mgr module is enabled,
+	// and moduleWatch how often one does who controls: it must have given up
+	// before the module has started.
 	moduleInterval = 5 * time.Second
-	// deadAfter is how long an instance may be silent before it is taken for
-	// dead, as the stock module does.
-	deadAfter = 30 * time.Second
+	moduleWatch    = time.Second
 	// notifyTimeout is the time an instance has to answer an assignment.
 	notifyTimeout = 5 * time.Second
 	// discoverTimeout is the time instances have to answer a search, which is
@@ -42,22 +42,26 @@ type leader struct {
 	ioctx     *rados.IOContext
 	store     *dirstore.Store
 	leading   bool
-	heard     map[string]time.Time // instance → last answer
-	addrs     map[string]string    // of all instances heard of
-	dead      map[string]bool      // instances known to be gone for good
-	instances map[string]string    // as published: instance → address
-	units     map[string]bool      // as published: directory → being removed
+	roll      *roll
+	instances map[string]string // as published: instance → address
+	units     map[string]bool   // as published: directory → being removed
+	notes     map[string]note   // of the instances
+	orders    orders
 }
 
 // control takes the part of the controller whenever nobody else has it, until
 // ctx ends.
 func (f *filesystem) control(ctx context.Context, ioctx *rados.IOContext) {
-	l := &leader{f: f, ioctx: ioctx, store: dirstore.NewStore(ioctx), heard: make(map[string]time.Time), addrs: make(map[string]string), dead: make(map[string]bool)}
+	l := &leader{f: f, ioctx: ioctx, store: dirstore.NewStore(ioctx), roll: newRoll(f.eng.instance)}
 	defer l.resign("the worker stops")
 	var moduleAsked time.Time
 	module := true
 	for {
-		if time.Since(moduleAsked) > moduleInterval {
+		interval := moduleInterval
+		if l.leading {
+			interval = moduleWatch
+		}
+		if time.Since(moduleAsked) >= interval {
 			enabled, err := f.eng.moduleEnabled()
 			if err != nil {
 				f.log.Debug().Err(err).Msg("asking whether the mgr module mirroring is enabled")
@@ -122,23 +126,24 @@ func (l *leader) round(ctx context.Context) error {
 		return err
 	}
 	own := l.f.eng.instance
+	asked := plugins.Boottime()
 	current, err := l.store.Controller()
 	if err != nil {
 		return err
 	}
 	if current != own {
 		l.lost()
-		if _, answers := l.heard[current]; current != "" && answers {
+		if current != "" && l.roll.alive(current, time.Now()) {
 			return nil
 		}
 		if current != "" {
-			if err := l.bury(); err != nil {
+			if err := l.shutOut(current); err != nil {
 				return err
 			}
-			// Give another one that just started as long as a dead one gets.
-			if !l.dead[current] && !l.silentSince(current, deadAfter) {
-				return nil
-			}
+		}
+		// It may be on its way up.
+		if enabled, err := l.f.eng.moduleEnabled(); err != nil || enabled {
+			return err
 		}
 		if err := l.store.SetController(current, own); err != nil {
 			if errors.Is(err, dirstore.ErrConflict) {
@@ -147,24 +152,16 @@ func (l *leader) round(ctx context.Context) error {
 			return err
 		}
 	}
+	l.f.controls(asked)
 	if !l.leading {
 		if err := l.lead(); err != nil {
 			return err
 		}
 	}
-	return l.membership()
-}
-
-// silentSince tells whether an instance was silent for d, counted from when it
-// was first missed.
-func (l *leader) silentSince(instance string, d time.Duration) bool {
-	key := "missed " + instance
-	first, ok := l.heard[key]
-	if !ok {
-		l.heard[key] = time.Now()
-		return false
+	if err := l.membership(); err != nil {
+		return err
 	}
-	return time.Since(first) > d
+	return l.heed(l.notes)
 }
 
 // lead publishes the leadership; the host loads the map then.
@@ -180,25 +177,18 @@ func (l *leader) lead() error {
 	for key, err := range contents.Bad {
 		l.f.log.Warn().Err(err).Str("key", key).Msg("an entry of the directory map cannot be read, leaving it alone")
 	}
-	l.instances = l.alive()
+	l.instances = l.roll.present(time.Now())
 	if err := l.storeInstances(contents.Instances); err != nil {
 		return err
 	}
-	l.leading = true
+	l.leading, l.orders = true, orders{}
 	l.f.log.Info().Msg("controlling the directory map")
 	l.f.eng.feed.Publish(plugins.Event{Kind: plugins.EventLeaderGained, Domain: l.f.domain()})
-	return nil
-}
-
-// alive returns the instances heard of lately, with their addresses.
-func (l *leader) alive() map[string]string {
-	out := make(map[string]string)
-	for id, at := range l.heard {
-		if addr, ok := l.addrs[id]; ok && time.Since(at) < deadAfter {
-			out[id] = addr
-		}
+	// The loaded map names them, too; but only who has joined can leave.
+	for id := range l.instances {
+		l.publish(plugins.EventInstanceJoined, "", id)
 	}
-	return out
+	return nil
 }
 
 // storeInstances makes the stored instances those that live.
@@ -226,40 +216,33 @@ func (l *leader) discover() error {
 	if err != nil && !ceph.Is(err, syscall.ETIMEDOUT) {
 		return fmt.Errorf("looking for instances: %w", err)
 	}
-	now := time.Now()
+	answers := make(map[string]string)
 	for _, a := range acks {
-		addr, err := dirstore.DecodeAck(a.Response)
-		if err != nil {
-			continue // a watcher that is no worker
-		}
-		id := fmt.Sprint(uint64(a.NotifierID))
-		l.heard[id] = now
-		delete(l.heard, "missed "+id)
-		l.addrs[id] = addr
-	}
-	if len(silent) > 0 {
-		if err := l.bury(); err != nil {
-			return err
+		// Others may watch that are no workers.
+		if addr, err := dirstore.DecodeAck(a.Response); err == nil {
+			answers[fmt.Sprint(uint64(a.NotifierID))] = addr
 		}
 	}
-	for id, at := range l.heard {
-		if now.Sub(at) > 2*deadAfter {
-			delete(l.heard, id)
-			delete(l.addrs, id)
-		}
+	var mute []string
+	for _, s := range silent {
+		mute = append(mute, fmt.Sprint(uint64(s.NotifierID)))
 	}
-	return nil
-}
-
-// bury takes instances for gone whose process on this machine is no more.
-func (l *leader) bury() error {
-	dead, err := l.f.deadInstances()
+	notes, err := l.f.notes.list(instancePrefix)
 	if err != nil {
 		return err
 	}
+	dead, err := l.f.deadAmong(notes)
+	if err != nil {
+		return err
+	}
+	l.notes = notes
+	ours := make(map[string]bool, len(notes))
+	for id := range notes {
+		ours[id] = true
+	}
+	l.roll.call(answers, mute, ours, dead, time.Now())
+	l.f.setOurs(l.roll.ours())
 	for _, id := range dead {
-		l.dead[id] = true
-		delete(l.heard, id)
 		if err := l.f.notes.remove(instancePrefix + id); err != nil {
 			return err
 		}
@@ -267,19 +250,40 @@ func (l *leader) bury() error {
 	return nil
 }
 
+// shutOut makes the others end what an instance has left in the file systems,
+// unless it has stopped in order: it may only be frozen.
+func (l *leader) shutOut(id string) error {
+	if !l.roll.suspect(id) {
+		return nil
+	}
+	l.f.log.Warn().Str("instance", id).Msg("an instance does not answer, shutting it out")
+	if err := l.f.notes.setGone(id); err != nil {
+		return err
+	}
+	return l.f.notes.remove(instancePrefix + id)
+}
+
 // membership publishes instances that came and went.
 func (l *leader) membership() error {
-	alive := l.alive()
+	alive := l.roll.present(time.Now())
 	if maps.Equal(alive, l.instances) {
 		return nil
 	}
 	before := l.instances
-	l.instances = alive
+	for id := range before {
+		if _, ok := alive[id]; !ok {
+			if err := l.shutOut(id); err != nil {
+				return err
+			}
+		}
+	}
 	contents, err := l.store.Load()
 	if err != nil {
 		return err
 	}
+	l.instances = alive
 	if err := l.storeInstances(contents.Instances); err != nil {
+		l.instances = before
 		return err
 	}
 	for id := range alive {
@@ -294,8 +298,10 @@ func (l *leader) membership() error {
 		if err := l.ioctx.Delete(dirstore.InstanceObject(id)); err != nil && !ceph.Is(err, syscall.ENOENT) {
 			l.f.log.Warn().Err(err).Str("instance", id).Msg("removing the object of a dead instance")
 		}
+		l.f.log.Info().Str("instance", id).Msg("an instance left")
 		l.publish(plugins.EventInstanceLeft, "", id)
 	}
+	l.f.pokeDeaths()
 	return nil
 }
 
@@ -345,7 +351,16 @@ func (l *leader) lost() {
 		return
 	}
 	l.leading = false
-	l.f.eng.feed.Publish(plugins.Event{Kind: plugins.EventLeaderLost, Domain: l.f.domain()})
+	l.f.controls(0)
+	events := []plugins.Event{{Kind: plugins.EventLeaderLost, Domain: l.f.domain()}}
+	// Whoever leads tells anew what there is.
+	for dir := range l.units {
+		events = append(events, plugins.Event{Kind: plugins.EventUnitRemoved, Domain: l.f.domain(), Unit: dir})
+	}
+	for id := range l.instances {
+		events = append(events, plugins.Event{Kind: plugins.EventInstanceLeft, Domain: l.f.domain(), Instance: id})
+	}
+	l.f.eng.feed.Publish(events...)
 }
 
 // resign gives the leadership up.
@@ -412,10 +427,21 @@ func (e *Engine) Do(_ context.Context, domain string, a plugins.Action) error {
 		})
 	case plugins.ActionDelete:
 		return store.Apply(dirstore.Change{Remove: []string{dirstore.DirKey(m.Unit)}, Controller: e.instance})
-	case plugins.ActionAcquire:
+	case plugins.ActionAcquire, plugins.ActionRelease:
+		// What is told cannot be made conditional on who controls.
+		if !f.inControl() {
+			return fmt.Errorf("no longer controlling the directory map: %w", syscall.EAGAIN)
+		}
+		if a.Kind == plugins.ActionRelease {
+			return f.tell(m.Instance, m.Unit, dirstore.ModeRelease)
+		}
+		// The stock daemon breaks when it gets a directory that it has.
+		if !f.isOurs(m.Instance) {
+			if err := f.tell(m.Instance, m.Unit, dirstore.ModeRelease); err != nil {
+				return err
+			}
+		}
 		return f.tell(m.Instance, m.Unit, dirstore.ModeAcquire)
-	case plugins.ActionRelease:
-		return f.tell(m.Instance, m.Unit, dirstore.ModeRelease)
 	}
 	return fmt.Errorf("action %d: %w", a.Kind, syscall.EINVAL)
 }

@@ -33,11 +33,19 @@ import (
 const (
 	sessionPrefix  = "cephmirror_session_"
 	instancePrefix = "cephmirror_instance_"
+	// gonePrefix is for instances that were shut out: they may only be frozen,
+	// but their sessions are to be ended all the same.
+	gonePrefix = "cephmirror_gone_"
 )
 
 // note is the value of such a key.
 type note struct {
 	process.ID
+	// Of an instance: what its operator calls it, and whether it is drained.
+	Name  string `json:"name,omitempty"`
+	Drain bool   `json:"drain,omitempty"`
+	// Of a session: whose.
+	Instance string `json:"instance,omitempty"`
 	// Of a session: where, and whose. A peer may have got another uuid since.
 	Peer    string `json:"peer,omitempty"` // uuid
 	Client  string `json:"client,omitempty"`
@@ -108,6 +116,9 @@ func (b *notebook) list(prefix string) (map[string]note, error) {
 	return notes, nil
 }
 
+// setGone notes that an instance was shut out.
+func (b *notebook) setGone(instance string) error { return b.set(gonePrefix+instance, note{}) }
+
 // place is a file system in which we have sessions.
 type place struct {
 	peer   dirstore.Peer // of the local file system, our client alone
@@ -128,8 +139,10 @@ func (f *filesystem) abroad(spec dirstore.Peer) place {
 }
 
 // note returns what is noted of a session there.
-func (at place) note(self process.ID) note {
-	return note{self, at.peer.UUID, at.peer.Client, at.peer.Cluster, at.peer.FSName}
+func (at place) note(self process.ID, instance string) note {
+	return note{
+		ID: self, Instance: instance, Peer: at.peer.UUID, Client: at.peer.Client, Cluster: at.peer.Cluster, FSName: at.peer.FSName,
+	}
 }
 
 // holds tells whether a noted session is there, and of the same client: no other
@@ -156,7 +169,7 @@ func (f *filesystem) mountAt(ctx context.Context, at place) (m *ceph.Mount, sess
 		return nil, "", err
 	}
 	session = uuid.NewString()
-	if err := f.notes.set(sessionPrefix+session, at.note(self)); err != nil {
+	if err := f.notes.set(sessionPrefix+session, at.note(self, f.eng.instance)); err != nil {
 		return nil, "", err
 	}
 	m, err = f.eng.mount(ctx, at.client, at.fsName, session)
@@ -176,14 +189,10 @@ func (f *filesystem) forget(session string) {
 	}
 }
 
-// deadInstances returns the instances whose process on this machine is no more,
-// and earlier ones of this process.
-func (f *filesystem) deadInstances() ([]string, error) {
+// deadAmong returns the instances whose process on this machine is no more, and
+// earlier ones of this process.
+func (f *filesystem) deadAmong(notes map[string]note) ([]string, error) {
 	self, err := process.Self()
-	if err != nil {
-		return nil, err
-	}
-	notes, err := f.notes.list(instancePrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -196,10 +205,30 @@ func (f *filesystem) deadInstances() ([]string, error) {
 	return dead, nil
 }
 
-// leftSessions returns the sessions there that dead workers of this machine
-// left, and with own those of this process, which it then must have given up.
+// leftOf tells which sessions are left of workers that are no more: dead ones of
+// this machine, and such as were shut out. Those that are gone are returned too.
+func (f *filesystem) leftOf(self process.ID) (left func(note) bool, gone map[string]note, err error) {
+	gone, err = f.notes.list(gonePrefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(n note) bool {
+		if n.Dead(self) {
+			return true
+		}
+		_, ok := gone[n.Instance]
+		return ok && n.Instance != f.eng.instance
+	}, gone, nil
+}
+
+// leftSessions returns the sessions there that workers left which are no more,
+// and with own those of this process, which it then must have given up.
 func (f *filesystem) leftSessions(at place, own bool) ([]string, error) {
 	self, err := process.Self()
+	if err != nil {
+		return nil, err
+	}
+	isLeft, _, err := f.leftOf(self)
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +241,7 @@ func (f *filesystem) leftSessions(at place, own bool) ([]string, error) {
 	f.mu.Unlock()
 	var left []string
 	for id, n := range notes {
-		if at.holds(n, current) && (n.Dead(self) || own && n.ID == self) {
+		if at.holds(n, current) && (isLeft(n) || own && n.ID == self) {
 			left = append(left, id)
 		}
 	}
@@ -321,7 +350,7 @@ func (f *filesystem) reset(at place, sessions []string) (err error) {
 	}
 	// To end sessions takes a session, which must not be left in its turn.
 	own := uuid.NewString()
-	if err := f.notes.set(sessionPrefix+own, at.note(self)); err != nil {
+	if err := f.notes.set(sessionPrefix+own, at.note(self, f.eng.instance)); err != nil {
 		return err
 	}
 	m.SetUUID(own)
@@ -354,14 +383,22 @@ func (f *filesystem) reset(at place, sessions []string) (err error) {
 }
 
 const (
-	// deathInterval is how often workers of this machine are looked after.
+	// deathInterval is how often it is looked for what dead workers have left.
 	deathInterval = 5 * time.Second
 	// oblivion is after how long notes about a peer that is no more are
 	// removed. Its MDS has dropped the sessions by then.
 	oblivion = 10 * time.Minute
 )
 
-// endDead ends, until ctx ends, what workers that die on this machine leave.
+// pokeDeaths makes it be looked soon for what dead workers have left.
+func (f *filesystem) pokeDeaths() {
+	select {
+	case f.deathWake <- struct{}{}:
+	default:
+	}
+}
+
+// endDead ends, until ctx ends, what workers leave that die.
 func (f *filesystem) endDead(ctx context.Context) {
 	unknown := make(map[string]time.Time)
 	for {
@@ -386,8 +423,11 @@ func (f *filesystem) endDead(ctx context.Context) {
 				f.log.Debug().Err(err).Msg("looking for notes about peers that are no more")
 			}
 		}
-		if !sleep(ctx, deathInterval) {
+		select {
+		case <-ctx.Done():
 			return
+		case <-f.deathWake:
+		case <-time.After(deathInterval):
 		}
 	}
 }
@@ -399,13 +439,26 @@ func (f *filesystem) dropNotes(places []place, current []dirstore.Peer, unknown 
 	if err != nil {
 		return err
 	}
+	isLeft, gone, err := f.leftOf(self)
+	if err != nil {
+		return err
+	}
 	notes, err := f.notes.list(sessionPrefix)
 	if err != nil {
 		return err
 	}
+	for _, n := range notes {
+		delete(gone, n.Instance)
+	}
+	for id := range gone {
+		// Nothing is left of it.
+		if err := f.notes.remove(gonePrefix + id); err != nil {
+			return err
+		}
+	}
 	for id, n := range notes {
 		holds := func(at place) bool { return at.holds(n, current) }
-		if slices.ContainsFunc(places, holds) || !n.Dead(self) {
+		if slices.ContainsFunc(places, holds) || !isLeft(n) {
 			continue
 		}
 		switch since, ok := unknown[id]; {

@@ -28,6 +28,7 @@ type directory struct {
 	last     *lastSynced
 
 	synced, deleted, renamed uint64
+	moved                    uint64 // bytes sent for snapshots that were synchronised
 }
 
 // lastSynced is the newest snapshot on the peer. here: synced by this process.
@@ -96,6 +97,7 @@ func (d *directory) end(s snapshot, p *treesync.Progress, begun time.Duration, e
 	}
 	now := monotonic()
 	d.synced++
+	d.moved += uint64(p.BytesSent.Load())
 	d.last = &lastSynced{
 		id: s.id, name: s.name, here: true,
 		duration: now - begun, at: now,

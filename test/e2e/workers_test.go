@@ -375,7 +375,9 @@ func (c *crew) suffer(t *testing.T, f fault, w *worker, limit time.Duration) {
 	if pure := !slices.ContainsFunc(c.members, func(w *worker) bool { return w.who != ours }); pure && took > 2*f.limit {
 		t.Errorf("%s: that took %v, and should take %v", f.name, took, f.limit)
 	}
+	begin := time.Now()
 	c.round(t, limit)
+	t.Logf("%s: changes of all arrive %v later", f.name, time.Since(begin).Round(100*time.Millisecond))
 	if f.undo != nil {
 		f.undo(t, c, w)
 	} else {
