@@ -22,7 +22,7 @@ import (
 	"cephmirror/test/rbdimage"
 )
 
-var killed = flag.Int("kills", 0, "how often the plugin is killed while journals are followed; 0: 4 times, with -long 50 times")
+var killed = flag.Int("kills", 0, "how often the plugin is killed while journals are followed; 0: twice, with -long 50 times")
 
 // childEnv makes the test program do something in a process of its own: librbd
 // aborts now and then, when images are opened and closed very often or are rolled
@@ -508,7 +508,7 @@ func TestRBDJournalKilled(t *testing.T) {
 	case *long:
 		kills = 50
 	default:
-		kills = 4
+		kills = 2
 	}
 	e.shortWatches(t)
 	for _, c := range []struct {

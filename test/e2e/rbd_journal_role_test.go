@@ -76,8 +76,10 @@ func TestRBDJournalFailOver(t *testing.T) {
 			p.follow(t, parent)
 			images := []rbdimage.Maker{
 				p.withJournal(t, "mapped", rbdimage.Options{Order: 20}),
-				p.withJournal(t, "plain", rbdimage.Options{Features: rbdimage.Plain | rbd.FeatureJournaling}),
 				parent.Clone("base", p.a, "clone", rbdimage.Options{CloneVersion: 2, Features: rbdimage.Journaling}),
+			}
+			if *long {
+				images = append(images, p.withJournal(t, "plain", rbdimage.Options{Features: rbdimage.Plain | rbd.FeatureJournaling}))
 			}
 			for _, m := range images {
 				m.Fill(1, 0, 5*mib)
@@ -126,8 +128,12 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 	}
 	p.waitOwn(t, b, "up+stopped", "local image is primary")
 
-	// And back, twice.
-	for round := range uint64(2) {
+	// And back, on some days twice.
+	rounds := uint64(1)
+	if *long {
+		rounds = 2
+	}
+	for round := range rounds {
 		change(b, 20+100*round)
 		arrived(b, w.a)
 		change(b, 30+100*round)
@@ -137,7 +143,7 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 		change(a, 40+100*round)
 		arrived(a, w.b)
 		change(a, 50+100*round)
-		if round == 0 {
+		if round+1 < rounds {
 			p.demote(t, a)
 			p.takeOver(t, limit, b)
 		} else {
@@ -228,23 +234,20 @@ func (s sequence) look(t *testing.T, m rbdimage.Maker) (prefix, last int) {
 // After the daemon was killed, it may lack some of what was written between two
 // flushes.
 func TestRBDJournalForced(t *testing.T) {
+	needLong(t)
 	e := need(t)
 	const writes = 6000
 	for _, c := range []struct {
 		name   string
 		opts   []string
 		killed bool
-		daily  bool
 	}{
-		{name: "merged", daily: true},
+		{name: "merged"},
 		{name: "strict", opts: []string{"--cephmirror-rbd-journal-strict=true"}},
 		{name: "merged, killed", killed: true},
 		{name: "strict, killed", opts: []string{"--cephmirror-rbd-journal-strict=true"}, killed: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if !c.daily {
-				needLong(t)
-			}
 			if tested() == stock && len(c.opts) > 0 {
 				t.Skip("of our daemon")
 			}
@@ -377,6 +380,7 @@ func TestRBDJournalResync(t *testing.T) {
 		p.resynced(t, m, p.sameJournal(t, m))
 	})
 	t.Run("damaged", func(t *testing.T) {
+		needLong(t)
 		m := p.withJournal(t, "damaged", rbdimage.Options{})
 		m.Fill(1, 0, 9*mib)
 		p.follow(t, m)
@@ -429,6 +433,7 @@ func TestRBDJournalResync(t *testing.T) {
 		p.replaced(t, m, id)
 	})
 	t.Run("without a primary", func(t *testing.T) {
+		needLong(t)
 		notStock(t, "it may delete the only good copy")
 		m := p.withJournal(t, "demoted", rbdimage.Options{})
 		m.Fill(1, 0, 9*mib)
@@ -499,6 +504,7 @@ func TestRBDJournalRemoval(t *testing.T) {
 		p.sameJournal(t, m)
 	})
 	t.Run("while no daemon runs", func(t *testing.T) {
+		needLong(t)
 		m, id := mirrored(t, "at rest")
 		d.stop(t)
 		remove(m)
@@ -526,6 +532,7 @@ func TestRBDJournalRemoval(t *testing.T) {
 		}
 	})
 	t.Run("primary here", func(t *testing.T) {
+		needLong(t)
 		m, _ := mirrored(t, "promoted")
 		copy := m.In(p.b)
 		p.demote(t, m)
