@@ -260,7 +260,11 @@ func (l *leader) shutOut(id string) error {
 	if err := l.f.notes.setGone(id); err != nil {
 		return err
 	}
-	return l.f.notes.remove(instancePrefix + id)
+	if err := l.f.notes.remove(instancePrefix + id); err != nil {
+		return err
+	}
+	l.roll.bury(id)
+	return nil
 }
 
 // membership publishes instances that came and went.

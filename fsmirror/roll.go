@@ -36,7 +36,7 @@ type seen struct {
 	addr   string // "" when it has never answered
 	ours   bool   // it had a note
 	noted  bool   // it has one
-	dead   bool   // its process is gone
+	dead   bool   // its process is gone, or it was shut out
 	heard  time.Time
 	missed int // questions in a row that it left unanswered
 	absent int // the same, while it did not even watch
@@ -104,6 +104,14 @@ func (r *roll) alive(id string, now time.Time) bool {
 func (r *roll) suspect(id string) bool {
 	s := r.seen[id]
 	return s != nil && s.ours && s.noted && !s.dead
+}
+
+// bury counts an instance as dead until it answers again: its note is gone, its
+// watch need not be.
+func (r *roll) bury(id string) {
+	if s := r.seen[id]; s != nil {
+		s.dead = true
+	}
 }
 
 // present returns those that are alive and have answered, with their addresses.

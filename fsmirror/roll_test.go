@@ -88,6 +88,17 @@ func TestRoll(t *testing.T) {
 			if got := slices.Sorted(maps.Keys(r.present(now))); !slices.Equal(got, []string{"1"}) {
 				t.Errorf("present are %v", got)
 			}
+			// Whoever was shut out may watch for a while.
+			r.bury("2")
+			for range 3 {
+				now = now.Add(time.Second)
+				after := self
+				after.mute = []string{"2"}
+				call(after)
+				if r.alive("2", now) {
+					t.Error("it is counted again although it does not answer")
+				}
+			}
 			// It comes back.
 			now = now.Add(time.Second)
 			call(both)
