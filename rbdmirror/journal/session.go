@@ -90,11 +90,12 @@ type session struct {
 	newest    format.TagData            // of the local journal
 	header    *objects.Header           // last look at the source's
 	master    format.Position           // the primary's
+	ahead     format.Position           // newest entry that was seen, read or not
 	committed format.Positions          // what the source was told
 	next      *plan.Entry               // read, but too young
 	ending    error                     // why to end once all that was fetched is done
 
-	looking, committing, checking, trimming bool
+	looking, peeking, committing, checking, trimming bool
 
 	work     plan.Work // under way
 	changed  bool      // an operation was carried out
@@ -105,6 +106,7 @@ type session struct {
 
 	lastData, lastCommit, lastCheckpoint time.Time
 	lastLook, lastPoll, lastTrim         time.Time
+	lastPeek                             time.Time
 
 	waiting []chan error // who waits for a flush
 	waitFor *format.Position
@@ -141,6 +143,7 @@ const (
 	trimAge        = 5 * time.Second
 	finishAge      = 5 * time.Second
 	tuneAge        = time.Second
+	peekAge        = time.Second
 	// heldLimit is how much may wait for the end of an operation.
 	heldLimit = 4 * maxShare
 )
@@ -238,6 +241,7 @@ func (s *session) step(ctx context.Context) error {
 	if s.ending == nil {
 		s.fetch(ctx, now)
 		s.look(ctx, now)
+		s.peek(ctx, now)
 		s.trim(ctx, now)
 	}
 	if s.work == nil {
@@ -287,8 +291,13 @@ func (e localError) Unwrap() error { return e.error }
 
 // room is how many bytes of the journal may be held.
 func (s *session) room() int {
+	return s.memory.bytes(s.backlog())
+}
+
+// backlog says that there is more than a moment's work.
+func (s *session) backlog() bool {
 	queued, _ := s.planner.Queued()
-	return s.memory.bytes(queued > 1000 || s.reader.Buffered() > idleShare/2)
+	return queued > 1000 || s.reader.Buffered() > idleShare/2
 }
 
 // take gives the planner what the reader has.
@@ -428,7 +437,11 @@ func (s *session) look(ctx context.Context, now time.Time) {
 		s.reader.Poll()
 		s.fetch(ctx, now)
 	}
-	if s.looking || !s.reader.WantLook() && now.Sub(s.lastLook) < s.tune.pollAge {
+	age := s.tune.pollAge
+	if s.backlog() {
+		age = min(age, peekAge)
+	}
+	if s.looking || !s.reader.WantLook() && now.Sub(s.lastLook) < age {
 		return
 	}
 	s.looking, s.lastLook = true, now
@@ -471,6 +484,38 @@ func (s *session) look(ctx context.Context, now time.Time) {
 			s.saw(stamp, got.header)
 		})
 	})
+}
+
+// peek looks at the end of a journal that is not read to its end for long, so that
+// it is known how far that is: the primary tells of it every few seconds only.
+func (s *session) peek(ctx context.Context, now time.Time) {
+	if s.peeking || now.Sub(s.lastPeek) < peekAge || now.Before(s.retry) || !s.backlog() {
+		return
+	}
+	s.peeking, s.lastPeek = true, now
+	g, active := s.source.geometry, s.header.Active
+	s.calls.Go(func() {
+		found, err := replica.Ask(ctx, s.calls, s.callTimeout, func() (format.Position, error) {
+			return objects.Newest(ctx, s.source.data, g, active)
+		})
+		s.post(func() {
+			s.peeking = false
+			if err == nil && found.Compare(s.ahead) > 0 {
+				s.ahead = found
+			}
+		})
+	})
+}
+
+// primary is where the journal ends, as far as is known.
+func (s *session) primary() format.Position {
+	p := s.master
+	for _, q := range []format.Position{s.ahead, s.read} {
+		if q.Compare(p) > 0 {
+			p = q
+		}
+	}
+	return p
 }
 
 // saw takes in what the header says.
@@ -788,7 +833,7 @@ func (s *session) due(now time.Time) time.Duration {
 func (s *session) behind() uint64 {
 	done, _ := s.progress.Done.First()
 	queued, _ := s.planner.Queued()
-	n := lag.Behind(s.master, done, func(id uint64) (format.TagData, bool) { d, ok := s.tags[id]; return d, ok })
+	n := lag.Behind(s.primary(), done, func(id uint64) (format.TagData, bool) { d, ok := s.tags[id]; return d, ok })
 	return max(n, uint64(queued))
 }
 
@@ -798,7 +843,7 @@ func (s *session) tell() {
 	done, _ := s.progress.Done.First()
 	_, queued := s.planner.Queued()
 	r := lag.Report{
-		Image: s.master, Copied: done, EntriesBehind: s.behind(),
+		Image: s.primary(), Copied: done, EntriesBehind: s.behind(),
 		EntriesPerSecond: s.count.entries.PerSecond(now), BytesPerSecond: s.count.payload.PerSecond(now),
 		Mode: Merged,
 	}

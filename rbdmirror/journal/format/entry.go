@@ -1,6 +1,7 @@
 package format
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -98,6 +99,23 @@ func ParseFrame(b []byte, offset, limit uint64) (frame Frame, used, need int, er
 			Payload: rest[fixed : fixed+n : fixed+n],
 		}
 		return frame, used + int(total), 0, nil
+	}
+}
+
+// LastFrame returns the last entry that is whole in b, which may begin and end in
+// the middle of one. Something that only looks like an entry can be taken for one:
+// it is for telling how far a journal is, not for replaying it.
+func LastFrame(b []byte, limit uint64) (Frame, bool) {
+	mark := binary.LittleEndian.AppendUint64(nil, preamble)
+	for end := len(b); ; {
+		at := bytes.LastIndex(b[:end], mark)
+		if at < 0 {
+			return Frame{}, false
+		}
+		if f, _, _, err := ParseFrame(b[at:], uint64(at), limit); err == nil && f.Payload != nil {
+			return f, true
+		}
+		end = at + len(mark) - 1
 	}
 }
 

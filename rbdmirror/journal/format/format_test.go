@@ -306,3 +306,39 @@ func FuzzDecode(f *testing.F) {
 		_, _ = DecodePositions(b)
 	})
 }
+
+func TestLastFrame(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var b []byte
+		var ends []int
+		n := rapid.IntRange(1, 6).Draw(t, "entries")
+		for i := range n {
+			payload := rapid.SliceOfN(rapid.Byte(), 0, 60).Draw(t, "payload")
+			if rapid.Bool().Draw(t, "marked") {
+				payload = append(payload, AppendEntry(nil, 1, 2, nil)[:20]...)
+			}
+			b = AppendEntry(b, 7, uint64(i), payload)
+			ends = append(ends, len(b))
+			if rapid.Bool().Draw(t, "padded") {
+				b = append(b, make([]byte, (8-len(b)%8)%8)...)
+			}
+		}
+		from, to := rapid.IntRange(0, len(b)).Draw(t, "from"), rapid.IntRange(0, len(b)).Draw(t, "to")
+		if from > to {
+			from, to = to, from
+		}
+		last, begin := -1, 0
+		for i, end := range ends {
+			if i > 0 {
+				begin = ends[i-1]
+			}
+			if begin >= from && end <= to {
+				last = i
+			}
+		}
+		f, ok := LastFrame(b[from:to], 1<<20)
+		if last >= 0 && (!ok || f.Tag != 7 || f.Entry != uint64(last)) {
+			t.Fatalf("entry %d of epoch %d (%v) instead of %d", f.Entry, f.Tag, ok, last)
+		}
+	})
+}

@@ -387,3 +387,39 @@ func Read(ctx context.Context, data *rados.IOContext, name string, offset, lengt
 	}
 	return out, nil
 }
+
+const (
+	// tail is how much of the end of a data object is looked at. Entries are
+	// rarely longer than 16 KiB.
+	tail = 48 << 10
+	// tails is how many data objects are.
+	tails = 8
+)
+
+// Newest returns the newest entry in an object set, or one that is a few older. It
+// returns no position if there is none.
+func Newest(ctx context.Context, data *rados.IOContext, g Geometry, set uint64) (format.Position, error) {
+	var newest format.Position
+	splay := max(uint64(g.Splay), 1)
+	for i := range min(splay, tails) {
+		number := set*splay + i
+		st, err := data.Stat(g.Object(number))
+		if ceph.Is(err, syscall.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return newest, fmt.Errorf("%s: asking for its size: %w", g.Object(number), err)
+		}
+		from := st.Size - min(st.Size, tail)
+		b, err := Read(ctx, data, g.Object(number), from, st.Size-from)
+		if err != nil {
+			return newest, err
+		}
+		if f, ok := format.LastFrame(b, 1<<g.Order); ok {
+			if p := (format.Position{Object: number, Tag: f.Tag, Entry: f.Entry}); p.Compare(newest) > 0 {
+				newest = p
+			}
+		}
+	}
+	return newest, nil
+}
