@@ -356,15 +356,7 @@ func (l *leader) lost() {
 	}
 	l.leading = false
 	l.f.controls(0)
-	events := []plugins.Event{{Kind: plugins.EventLeaderLost, Domain: l.f.domain()}}
-	// Whoever leads tells anew what there is.
-	for dir := range l.units {
-		events = append(events, plugins.Event{Kind: plugins.EventUnitRemoved, Domain: l.f.domain(), Unit: dir})
-	}
-	for id := range l.instances {
-		events = append(events, plugins.Event{Kind: plugins.EventInstanceLeft, Domain: l.f.domain(), Instance: id})
-	}
-	l.f.eng.feed.Publish(events...)
+	l.f.eng.feed.Publish(plugins.Event{Kind: plugins.EventLeaderLost, Domain: l.f.domain()})
 }
 
 // resign gives the leadership up.

@@ -66,6 +66,7 @@ func TestFeedOrders(t *testing.T) {
 	var f Feed
 	f.Publish(
 		Event{Kind: EventDomainUp, Domain: "d"}, Event{Kind: EventLeaderGained, Domain: "d"},
+		Event{Kind: EventUnitAdded, Domain: "d", Unit: "a"}, Event{Kind: EventInstanceJoined, Domain: "d", Instance: "1"},
 		Event{Kind: EventUnitPinned, Domain: "d", Unit: "a", Instance: "1"},
 		Event{Kind: EventUnitPinned, Domain: "d", Unit: "b", Instance: "1"},
 		Event{Kind: EventUnitPinned, Domain: "d", Unit: "b"},

@@ -37,8 +37,9 @@ type receiver struct {
 }
 
 // Publish applies changes to the state and tells them to every receiver. A
-// change that is already so is not told again. EventDomainDown also forgets the
-// domain's units, instances and leadership, as receivers must.
+// change that is already so is not told again. EventLeaderLost also forgets the
+// domain's units, instances and what else a leader tells, and EventDomainDown the
+// leadership, too, as receivers must.
 func (f *Feed) Publish(events ...Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,9 +72,6 @@ func (f *Feed) apply(e Event) (changed bool) {
 	case EventDomainUp:
 		return f.domains.add(e.Domain)
 	case EventDomainDown:
-		mine := func(k [2]string) bool { return k[0] == e.Domain }
-		f.units.removeFunc(mine)
-		f.instances.removeFunc(mine)
 		f.forget(e.Domain)
 		f.leads.remove(e.Domain)
 		return f.domains.remove(e.Domain)
@@ -116,6 +114,8 @@ func (f *Feed) apply(e Event) (changed bool) {
 // forget drops what only the leader of a domain tells.
 func (f *Feed) forget(domain string) {
 	mine := func(k [2]string) bool { return k[0] == domain }
+	f.units.removeFunc(mine)
+	f.instances.removeFunc(mine)
 	f.draining.removeFunc(mine)
 	maps.DeleteFunc(f.pins, func(k [2]string, _ string) bool { return mine(k) })
 	maps.DeleteFunc(f.loads, func(k [2]string, _ Load) bool { return mine(k) })
