@@ -385,6 +385,7 @@ func TestChanges(t *testing.T) {
 // TestAllChangesAtOnce makes every change in one directory.
 func TestAllChangesAtOnce(t *testing.T) {
 	e := need(t)
+	once(t)
 	e.mirror(t)
 	m := e.newDir(t)
 	m.Rich()

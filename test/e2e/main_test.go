@@ -202,6 +202,15 @@ func need(t *testing.T) *env {
 	return shared
 }
 
+// once skips a test of what does not differ between releases on all but one,
+// unless slow tests are asked for.
+func once(t *testing.T) {
+	t.Helper()
+	if shared != nil && shared.bed.Release().Name != bed.DefaultRelease && !*long {
+		t.Skip("tested on " + bed.DefaultRelease + "; with -long also here")
+	}
+}
+
 // needLong skips tests that take minutes.
 func needLong(t *testing.T) {
 	t.Helper()

@@ -24,7 +24,7 @@ import (
 func TestRandomOperations(t *testing.T) {
 	e := need(t)
 	d := e.mirror(t)
-	limit := 60 * time.Second
+	limit := 30 * time.Second
 	if *long {
 		limit = 15 * time.Minute
 	}

@@ -107,6 +107,7 @@ func (w *writer) truncate(size int64) {
 // TestBusyWriter writes all the time while snapshots are made.
 func TestBusyWriter(t *testing.T) {
 	e := need(t)
+	once(t)
 	e.mirror(t)
 	m := e.newDir(t)
 	m.Write("log", nil)
