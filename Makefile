@@ -10,10 +10,14 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(PATH):/usr/local/go/bin
 
 RELEASES ?= reef tentacle
-# The release for what is run on one only: demo and benchmark.
+# The release for what is run on one only: demo and benchmark, the linter, the
+# race detector.
 RELEASE ?= tentacle
 FUZZTIME ?= 10s
 E2E_TIMEOUT ?= 35m
+# How many runs with clusters go on at the same time. Each keeps up to eight
+# small clusters, for which it takes about 4 GiB of memory.
+JOBS ?= 2
 TESTFLAGS ?=
 STATICCHECK_VERSION := v0.8.2
 
@@ -23,10 +27,12 @@ PURE = $$(go run ./test/layers pure)
 LINKED = $$(go run ./test/layers ceph)
 # Packages that link Ceph and have ordinary tests.
 UNITS = $$(go run ./test/layers ceph | grep -vE '/test/(e2e|bench|demo)$$' || true)
+# Tells lines of runs side by side apart.
+AS = sed -u 's/^/$@: /'
 # Whether there is a package in a folder.
 has = $$(ls $(1)/*.go >/dev/null 2>&1 && echo yes || true)
 
-.PHONY: all setup build test test-unit test-ceph test-e2e test-long bench demo lint fuzz clean FORCE
+.PHONY: all setup build test test-unit test-ceph test-e2e clusters test-long bench demo lint fuzz clean FORCE
 
 all: build
 
@@ -45,48 +51,62 @@ setup:
 	@$(MAKE) $(BED)
 	@for r in $(RELEASES); do $(BED) rootfs --release $$r; done
 
-$(BED): FORCE
+$(BED): $(if $(READY),,FORCE)
 	@CGO_ENABLED=0 go build -o $@ ./test/bed/cmd/bed
 
 build: $(BED)
 	@for r in $(RELEASES); do $(BED) build --release $$r; done
 
-test: setup lint test-unit test-ceph test-e2e
+test: setup lint test-unit build
+	@$(MAKE) clusters READY=1
 
 # Packages that link nothing of Ceph.
 test-unit:
 	@pkgs=$(PURE); go test -race $(TESTFLAGS) $$pkgs
 
-# Packages that do, and the test bed itself. What passed is not run again.
-test-ceph: $(BED)
+# Packages that do, and the test bed itself.
+test-ceph: $(BED) $(addprefix ceph-,$(RELEASES))
+
+# From end to end, with the daemons as they are installed.
+test-e2e: build $(addprefix e2e-,$(RELEASES))
+
+# Both, on all releases. Tests with clusters wait more than they work: some run
+# side by side, each with clusters of its own, the longest first.
+clusters:
+	@$(MAKE) -j$(JOBS) $(foreach r,$(RELEASE) $(filter-out $(RELEASE),$(RELEASES)),e2e-$(r) ceph-$(r))
+
+# What passed is not run again. Data races are the same on all releases.
+ceph-%: $(BED)
 	@pkgs=$(UNITS); \
-	run() { $(BED) enter --release $$1 --fresh -- go test -race -p 1 -timeout 20m -tags $$1 $(TESTFLAGS) $$pkgs ./test/bed; }; \
-	for r in $(RELEASES); do \
-		echo "== $$r"; \
-		run $$r || { echo "== $$r, what failed once more"; run $$r; }; \
-	done
+	race=-race; [ -n "$(CEPHMIRROR_TEST_LONG)" ] || [ $* = $(RELEASE) ] || race=; \
+	run() { \
+		$(BED) enter --release $* --fresh=ceph -- go test $$race -p 1 -timeout 20m -tags $* $(TESTFLAGS) $$pkgs ./test/bed 2>&1 | $(AS); \
+	}; \
+	run || { echo "what failed once more" | $(AS); run; }
 
 # What fails is run once more on fresh clusters, and only then counts: on a
-# loaded machine a deadline can pass that a real fault would miss again.
-test-e2e: build
+# loaded machine a deadline can pass that a real fault would miss again. All is
+# when the run did not come to its end.
+e2e-%: $(BED)
 	@[ -n "$(call has,test/e2e)" ] || exit 0; \
 	e2e() { \
-		local r=$$1; shift; \
-		$(BED) enter --release $$r --fresh -- go test -tags $$r $(TESTFLAGS) ./test/e2e "$$@"; \
+		$(BED) enter --release $* --fresh=e2e -- go test -tags $* $(TESTFLAGS) ./test/e2e "$$@" 2>&1; \
 	}; \
-	for r in $(RELEASES); do \
-		echo "== $$r"; \
-		log=bin/$$r/e2e.log; \
-		if e2e $$r -timeout $(E2E_TIMEOUT) 2>&1 | tee $$log; then continue; fi; \
+	log=bin/$*/e2e.log; \
+	if e2e -timeout $(E2E_TIMEOUT) | tee $$log | $(AS); then exit 0; fi; \
+	failed=; \
+	if grep -qx FAIL $$log; then \
 		failed=$$(sed -n 's/^--- FAIL: \([A-Za-z0-9_]*\).*/\1/p' $$log | sort -u | paste -sd '|' -); \
-		echo "== $$r, once more: $${failed:-all}"; \
-		e2e $$r -timeout 12m -run "^($${failed:-.*})\$$"; \
-	done
+	fi; \
+	echo "once more: $${failed:-all}" | $(AS); \
+	e2e -timeout $(E2E_TIMEOUT) -run "^($${failed:-.*})\$$" | $(AS)
 
 # More of the same: more random operations, larger trees, the slow faults.
 test-long: export CEPHMIRROR_TEST_LONG=1
-test-long: E2E_TIMEOUT = 120m
-test-long: setup lint test-unit test-ceph test-e2e fuzz
+test-long: export E2E_TIMEOUT = 120m
+test-long: setup lint test-unit build
+	@$(MAKE) clusters READY=1
+	@$(MAKE) fuzz
 
 bench: setup build
 	@[ -z "$(call has,test/bench)" ] || \
@@ -99,14 +119,15 @@ demo: setup build
 lint: $(BED) $(STATICCHECK)
 	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "not formatted: $$bad"; exit 1; fi
 	go run ./test/layers check
-	@echo "build without cgo, vet, staticcheck"; pkgs=$(PURE); \
-	CGO_ENABLED=0 go build $$pkgs; go vet $$pkgs; CGO_ENABLED=0 $(STATICCHECK) $$pkgs
-	@pkgs=$(LINKED); [ -n "$$pkgs" ] || exit 0; \
+	@echo "build without cgo, vet"; pkgs=$(PURE); \
+	CGO_ENABLED=0 go build $$pkgs; go vet $$pkgs
+	@pkgs=$(LINKED); \
 	for r in $(RELEASES); do \
-		echo "vet, staticcheck on $$r"; \
+		echo "vet on $$r"; \
 		$(BED) enter --release $$r -- go vet -tags $$r $$pkgs; \
-		$(BED) enter --release $$r -- $(STATICCHECK) -tags $$r $$pkgs; \
 	done
+	@echo "staticcheck"; pkgs="$(PURE) $(LINKED)"; \
+	$(BED) enter --release $(RELEASE) -- $(STATICCHECK) -tags $(RELEASE) $$pkgs
 
 $(STATICCHECK):
 	@mkdir -p $(@D)/tmp
