@@ -86,6 +86,9 @@ func cluster(t *testing.T, name string) *bed.Cluster {
 	if env.bed == nil {
 		t.Skip("needs Ceph: run with bed enter")
 	}
+	if bed.InsideRelease() != bed.DefaultRelease {
+		rbdsite.Long(t) // every day one release is enough for a package by itself
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	names, err := env.bed.Names()
