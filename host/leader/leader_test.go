@@ -80,6 +80,12 @@ func (c *cluster) load(id string) int {
 	return len(c.owns[id])
 }
 
+func (c *cluster) has(id, unit string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.owns[id][unit]
+}
+
 func TestLoopAssignsAndMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{stored: map[string]string{}, owns: map[string]map[string]bool{"1": {}}, loadErrs: 2, failDo: 1}
@@ -132,8 +138,8 @@ func TestOrdersAreHeeded(t *testing.T) {
 		defer l.Close()
 		l.Tell(plugins.Event{Kind: plugins.EventUnitPinned, Unit: "/d3", Instance: "2"})
 		time.Sleep(time.Minute)
-		if !c.owns["2"]["/d3"] {
-			t.Errorf("what is pinned has not moved: %v", c.owns)
+		if !c.has("2", "/d3") {
+			t.Error("what is pinned has not moved")
 		}
 		l.Tell(plugins.Event{Kind: plugins.EventInstanceDraining, Instance: "1"})
 		time.Sleep(time.Minute)
