@@ -194,7 +194,7 @@ func TestDays(t *testing.T) {
 	c.set(t, "", "1d", "")
 	a := c.instance("a")
 	c.lead("a")
-	c.pass(t, 72*time.Hour, 10*time.Second, a)
+	c.pass(t, 72*time.Hour, 30*time.Second, a)
 	want(t, c.made["plain"], "Mon 08:00", "Mon 16:00", "Tue 00:00", "Tue 08:00", "Tue 16:00", "Wed 00:00", "Wed 08:00", "Wed 16:00", "Thu 00:00")
 	want(t, c.made["zoned"], "Mon 12:00", "Tue 12:00", "Wed 12:00")
 	want(t, c.made["cron"], "Wed 06:30")
@@ -349,7 +349,7 @@ func TestRetention(t *testing.T) {
 	}
 	a := c.instance("a")
 	for range 4 * 48 {
-		c.pass(t, 30*time.Minute, 30*time.Second, a)
+		c.pass(t, 30*time.Minute, 50*time.Second, a)
 		if n := len(c.made["dir"]); n > 6+3+2 {
 			t.Fatalf("%d snapshots at %v", n, c.now)
 		}
@@ -366,7 +366,7 @@ func TestHistories(t *testing.T) {
 		c := newCluster("u")
 		c.set(t, "u", rapid.SampledFrom([]string{"5m", "1h", "45m", "*/20 * * * *"}).Draw(t, "rule"), "")
 		all := []*instance{c.instance("a"), c.instance("b"), c.instance("c")}
-		for range rapid.IntRange(1, 20).Draw(t, "changes") {
+		for range rapid.IntRange(1, 8).Draw(t, "changes") {
 			switch rapid.IntRange(0, 3).Draw(t, "change") {
 			case 0:
 				c.lead("")
@@ -377,7 +377,7 @@ func TestHistories(t *testing.T) {
 			default:
 				c.lead(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "leader"))
 			}
-			every := time.Duration(rapid.IntRange(5, 25).Draw(t, "step")) * time.Second
+			every := time.Duration(rapid.IntRange(10, 50).Draw(t, "step")) * time.Second
 			c.pass(t, time.Duration(rapid.IntRange(1, 120).Draw(t, "minutes"))*time.Minute, every, all...)
 		}
 		c.lead("a")
