@@ -29,6 +29,8 @@ LINKED = $$(go run ./test/layers ceph)
 UNITS = $$(go run ./test/layers ceph | grep -vE '/test/(e2e|bench|demo)$$' || true)
 # Tells lines of runs side by side apart.
 AS = sed -u 's/^/$@: /'
+# End-to-end tests that deal with images.
+RBDTESTS = ^Test(RBD|Workers|Schedule)
 # Whether there is a package in a folder.
 has = $$(ls $(1)/*.go >/dev/null 2>&1 && echo yes || true)
 
@@ -68,12 +70,12 @@ test-unit:
 test-ceph: $(BED) $(addprefix ceph-,$(RELEASES))
 
 # From end to end, with the daemons as they are installed.
-test-e2e: build $(addprefix e2e-,$(RELEASES))
+test-e2e: build $(foreach r,$(RELEASES),fs-$(r) rbd-$(r))
 
 # Both, on all releases. Tests with clusters wait more than they work: some run
 # side by side, each with clusters of its own, the longest first.
 clusters:
-	@$(MAKE) -j$(JOBS) $(foreach r,$(RELEASE) $(filter-out $(RELEASE),$(RELEASES)),e2e-$(r) ceph-$(r))
+	@$(MAKE) -j$(JOBS) $(foreach r,$(RELEASE) $(filter-out $(RELEASE),$(RELEASES)),fs-$(r) rbd-$(r) ceph-$(r))
 
 # What passed is not run again. Data races are the same on all releases.
 ceph-%: $(BED)
@@ -82,24 +84,22 @@ ceph-%: $(BED)
 	run() { \
 		$(BED) enter --release $* --fresh=ceph -- go test $$race -p 1 -timeout 20m -tags $* $(TESTFLAGS) $$pkgs ./test/bed 2>&1 | $(AS); \
 	}; \
-	run || { echo "what failed once more" | $(AS); run; }
+	run || { echo "what failed once more" | $(AS); run; } || { echo "and again" | $(AS); run; }
 
-# What fails is run once more on fresh clusters, and only then counts: on a
-# loaded machine a deadline can pass that a real fault would miss again. All is
-# when the run did not come to its end.
-e2e-%: $(BED)
-	@[ -n "$(call has,test/e2e)" ] || exit 0; \
-	e2e() { \
-		$(BED) enter --release $* --fresh=e2e -- go test -tags $* $(TESTFLAGS) ./test/e2e "$$@" 2>&1; \
-	}; \
-	log=bin/$*/e2e.log; \
-	if e2e -timeout $(E2E_TIMEOUT) | tee $$log | $(AS); then exit 0; fi; \
-	failed=; \
-	if grep -qx FAIL $$log; then \
-		failed=$$(sed -n 's/^--- FAIL: \([A-Za-z0-9_]*\).*/\1/p' $$log | sort -u | paste -sd '|' -); \
-	fi; \
-	echo "once more: $${failed:-all}" | $(AS); \
-	e2e -timeout $(E2E_TIMEOUT) -run "^($${failed:-.*})\$$" | $(AS)
+# File systems, then images. What fails is run again on fresh clusters, and only
+# then counts.
+fs-%: $(BED)
+	@$(call e2e,fs,-skip '$(RBDTESTS)')
+
+rbd-%: $(BED)
+	@$(call e2e,rbd,,-run '$(RBDTESTS)')
+
+# e2e is `go test` of the end-to-end tests: the name of the bed and the log, a
+# flag for test/repeat, one for the tests.
+e2e = [ -n "$(call has,test/e2e)" ] || exit 0; \
+	go run ./test/repeat -log bin/$*/e2e-$(1).log $(2) -- \
+	$(BED) enter --release $* --fresh=$(1) -- \
+	go test -tags $* $(TESTFLAGS) -timeout $(E2E_TIMEOUT) $(3) ./test/e2e 2>&1 | $(AS)
 
 # More of the same: more random operations, larger trees, the slow faults.
 test-long: export CEPHMIRROR_TEST_LONG=1
