@@ -230,12 +230,12 @@ func (r *Replayer) passOnce(ctx context.Context) (replica.Outcome, *view, error)
 	if !r.mayWrite() {
 		return replica.Ended, v, errLease
 	}
-	if kind == plan.Copy && r.slot == nil && r.cfg.Throttle != nil {
-		// What was seen may be old by then.
-		return replica.Ended, v, r.takeSlot(ctx, v)
-	}
-	if (kind == plan.Copy || kind == plan.Prune) && !r.lock.Held() {
-		return replica.Ended, v, r.takeLock(v.local.image.ID)
+	if kind == plan.Copy || kind == plan.Prune {
+		now, err := r.equip(ctx, v)
+		if now == nil || err != nil {
+			return replica.Ended, v, err
+		}
+		v = now
 	}
 	r.log.Debug().Stringer("step", kind).Str("why", v.step.Why).Uints64("snapshots", v.step.Snapshots).Msg("next step")
 	switch kind {
@@ -244,7 +244,7 @@ func (r *Replayer) passOnce(ctx context.Context) (replica.Outcome, *view, error)
 	case plan.Purge:
 		err = r.purge(ctx, v)
 	case plan.Copy:
-		err = r.copy(ctx, v)
+		v, err = r.copy(ctx, v)
 	case plan.Unlink:
 		err = r.unlink(ctx, v)
 	case plan.Prune:
@@ -392,6 +392,47 @@ func (r *Replayer) rest(v *view) (replica.Outcome, *view, error) {
 
 // mayWrite reports whether the lease is valid.
 func (r *Replayer) mayWrite() bool { return r.cfg.Lease == nil || r.cfg.Lease.Valid() }
+
+// fresh is how old what is known of the remote image may be for one step to
+// follow another. The cluster may be far away.
+const fresh = time.Second
+
+// equip takes the slot and the lock that a step needs, and looks at the local
+// image again: whoever had the lock may have changed it. nil: both images have
+// to be looked at.
+func (r *Replayer) equip(ctx context.Context, v *view) (*view, error) {
+	waited := false
+	if v.step.Kind == plan.Copy && r.slot == nil && r.cfg.Throttle != nil {
+		if err := r.takeSlot(ctx, v); err != nil {
+			return nil, err
+		}
+		waited = true
+	}
+	if !r.lock.Held() {
+		if err := r.takeLock(v.local.image.ID); err != nil {
+			return nil, err
+		}
+		return r.again(v)
+	}
+	if waited && time.Since(v.at) > fresh {
+		return nil, nil
+	}
+	return v, nil
+}
+
+// again looks at the local image again. nil: what is to be done is something
+// else now, or what is known of the remote image is too old.
+func (r *Replayer) again(v *view) (*view, error) {
+	if time.Since(v.at) > fresh {
+		return nil, nil
+	}
+	now, err := r.decide(v.remote)
+	if err != nil || now.step.Kind != v.step.Kind {
+		return nil, err
+	}
+	now.at = v.at
+	return now, nil
+}
 
 func (r *Replayer) takeSlot(ctx context.Context, v *view) error {
 	r.reports.Waiting("a free slot for synchronisation")

@@ -108,7 +108,8 @@ func resyncRequested(value []byte) bool {
 type view struct {
 	local, remote *seen
 	step          plan.Step
-	compare       bool // a full comparison was asked for
+	compare       bool      // a full comparison was asked for
+	at            time.Time // the remote image was looked at
 }
 
 // errUnmirrored: the pool of the peer is no longer what it was.
@@ -132,6 +133,7 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 			return v, err
 		}
 	}
+	at := time.Now()
 	remote, err := remotely(ctx, r, func() (*seen, error) { return lookAt(r.pair.Remote, r.cfg.GlobalID) })
 	if err == nil && remote.uuid != r.cfg.Remote.MirrorUUID {
 		err = errUnmirrored
@@ -142,7 +144,11 @@ func (r *Replayer) look(ctx context.Context) (*view, error) {
 		}
 		return nil, replica.Remotely(fmt.Errorf("reading the remote image: %w", err))
 	}
-	return r.decide(remote)
+	v, err := r.decide(remote)
+	if err == nil {
+		v.at = at
+	}
+	return v, err
 }
 
 // decide reads the local image and decides.

@@ -21,14 +21,21 @@ import (
 	"cephmirror/rbdmirror/store"
 )
 
-// copy takes a synchronisation one step further: it makes the local snapshots,
-// or fills them.
-func (r *Replayer) copy(ctx context.Context, v *view) error {
+// copy takes a synchronisation further: it makes the local snapshots, and fills
+// them. It returns what it was about.
+func (r *Replayer) copy(ctx context.Context, v *view) (*view, error) {
 	r.replaying = true
 	if v.step.Sync.Local == 0 {
-		return r.prepare(ctx, v)
+		if err := r.prepare(ctx, v); err != nil {
+			return v, err
+		}
+		now, err := r.again(v)
+		if now == nil || err != nil || now.step.Sync.Local == 0 {
+			return v, err
+		}
+		v = now
 	}
-	return r.transfer(ctx, v)
+	return v, r.transfer(ctx, v)
 }
 
 // imageState reads the image state of a remote mirror snapshot.
