@@ -19,6 +19,7 @@ case $(wc -l < calls) in
 1)
 	say '{"Action":"run","Test":"TestGood"}'
 	say '{"Action":"output","Test":"TestGood","Output":"    good.go:1: chatter\n"}'
+	say '{"Action":"output","Test":"TestGood/part","Output":"--- PASS: TestGood/part (0.00s)\n"}'
 	say '{"Action":"output","Test":"TestGood","Output":"--- PASS: TestGood (0.00s)\n"}'
 	say '{"Action":"pass","Test":"TestGood"}'
 	say '{"Action":"run","Test":"TestBad"}'
@@ -66,6 +67,9 @@ func TestRun(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not on the console:\n%s", want, text)
 		}
+	}
+	if strings.Count(text, "TestGood/part") > 1 {
+		t.Errorf("parts of a good test are on the console:\n%s", text)
 	}
 	if strings.Count(text, "chatter") > 1 { // once among the last lines
 		t.Errorf("what a good test says is on the console:\n%s", text)

@@ -80,7 +80,7 @@ func (w *watcher) line(line string) {
 		} else {
 			w.passed = append(w.passed, top)
 			for _, text := range w.said[top] {
-				if strings.HasPrefix(text, "--- ") {
+				if strings.HasPrefix(text, "--- ") && strings.Contains(text, ": "+top+" (") {
 					fmt.Fprint(w.console, text)
 				}
 			}
