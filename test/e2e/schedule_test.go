@@ -303,6 +303,7 @@ func TestScheduleImages(t *testing.T) {
 // peer, and what is not to be kept go.
 func TestScheduleDirectories(t *testing.T) {
 	e := need(t)
+	once(t)
 	const user = "scheduler"
 	err := e.a.AddUser(e.ctx(t), "client."+user, bed.Option{Name: "mon", Value: "profile cephfs-mirror"}, bed.Option{Name: "mds", Value: "allow rws"},
 		bed.Option{Name: "osd", Value: "allow rw tag cephfs metadata=*, allow r tag cephfs data=*"}, bed.Option{Name: "mgr", Value: "allow r"})
