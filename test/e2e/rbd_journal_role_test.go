@@ -170,7 +170,7 @@ func newSequence(n int) (s sequence) {
 	s.blocks = r.Perm(n)
 	for len(s.epochs) < n {
 		epoch := len(s.epochs)
-		for range min(1+r.IntN(40), n-len(s.epochs)) {
+		for range min(1+r.IntN(12), n-len(s.epochs)) {
 			s.epochs = append(s.epochs, epoch)
 		}
 	}
