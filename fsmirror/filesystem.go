@@ -35,9 +35,10 @@ type filesystem struct {
 	ioctx *rados.IOContext // set before the first use of peers
 	notes notebook
 
-	controlWake chan struct{} // capacity 1
-	deathWake   chan struct{} // capacity 1
-	mounting    chan struct{} // capacity 1: held while the local file system is mounted
+	controlWake chan struct{}  // capacity 1
+	deathWake   chan struct{}  // capacity 1
+	asking      sync.WaitGroup // the controller's questions, which take their time
+	mounting    chan struct{}  // capacity 1: held while the local file system is mounted
 
 	mu          sync.Mutex
 	state       string // "", "failed" or "blocklisted"
@@ -242,6 +243,7 @@ func (f *filesystem) serve() (err error) {
 		f.rest()
 		leave()
 		f.dropAll()
+		f.asking.Wait()
 		watching.Wait() // may hang with the MDS: nobody else waits for it
 	}()
 	watching.Go(func() { f.watchSnapshots(ctx) })

@@ -122,7 +122,7 @@ func (l *leader) round(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.discover(); err != nil {
+	if err := l.discover(ctx); err != nil {
 		return err
 	}
 	own := l.f.eng.instance
@@ -211,8 +211,8 @@ func (l *leader) storeInstances(stored map[string]string) error {
 }
 
 // discover asks who is there. All workers answer, ours too.
-func (l *leader) discover() error {
-	acks, silent, err := l.ioctx.NotifyWithTimeout(dirstore.Object, nil, discoverTimeout)
+func (l *leader) discover(ctx context.Context) error {
+	acks, silent, err := l.ask(ctx)
 	if err != nil && !ceph.Is(err, syscall.ETIMEDOUT) {
 		return fmt.Errorf("looking for instances: %w", err)
 	}
@@ -245,6 +245,50 @@ func (l *leader) discover() error {
 	for _, id := range dead {
 		if err := l.f.notes.remove(instancePrefix + id); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// ask asks all who watch. Of a dead one the watch stays for half a minute, and is
+// waited for; who leaves meanwhile need not wait for that, nor need we to leave.
+func (l *leader) ask(ctx context.Context) ([]rados.NotifyAck, []rados.NotifyTimeout, error) {
+	type reply struct {
+		acks   []rados.NotifyAck
+		silent []rados.NotifyTimeout
+		err    error
+	}
+	replied := make(chan reply, 1)
+	l.f.asking.Go(func() {
+		acks, silent, err := l.ioctx.NotifyWithTimeout(dirstore.Object, nil, discoverTimeout)
+		replied <- reply{acks, silent, err}
+	})
+	for {
+		select {
+		case r := <-replied:
+			return r.acks, r.silent, r.err
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-l.f.controlWake:
+			if !l.leading {
+				continue
+			}
+			if err := l.departures(); err != nil {
+				l.f.log.Debug().Err(err).Msg("looking who has left")
+			}
+		}
+	}
+}
+
+// departures looks who has taken its note away.
+func (l *leader) departures() error {
+	notes, err := l.f.notes.list(instancePrefix)
+	if err != nil {
+		return err
+	}
+	for id := range l.instances {
+		if _, noted := notes[id]; !noted && l.roll.leave(id) {
+			return l.membership()
 		}
 	}
 	return nil

@@ -87,10 +87,10 @@ func (r *roll) alive(id string, now time.Time) bool {
 	}
 	silent := now.Sub(s.heard)
 	switch {
+	case s.ours && !s.noted:
+		return false // it has left
 	case s.missed == 0:
 		return true
-	case s.ours && !s.noted:
-		return s.absent == 0 // it has left
 	case s.ours:
 		return s.missed < oursMissed || silent < oursDead
 	case s.absent > oursMissed:
@@ -104,6 +104,17 @@ func (r *roll) alive(id string, now time.Time) bool {
 func (r *roll) suspect(id string) bool {
 	s := r.seen[id]
 	return s != nil && s.ours && s.noted && !s.dead
+}
+
+// leave takes in that the note of an instance is gone, and tells whether that is
+// new.
+func (r *roll) leave(id string) bool {
+	s := r.seen[id]
+	if s == nil || !s.noted {
+		return false
+	}
+	s.noted = false
+	return true
 }
 
 // bury counts an instance as dead until it answers again: its note is gone, its

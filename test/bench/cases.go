@@ -31,6 +31,7 @@ type plan struct {
 
 	rbd     rbdPlan
 	journal journalPlan
+	workers workersPlan
 }
 
 func fullPlan() plan {
@@ -48,6 +49,7 @@ func fullPlan() plan {
 		large:    2 << 30,
 		rbd:      fullRBDPlan(),
 		journal:  fullJournalPlan(),
+		workers:  fullWorkersPlan(),
 	}
 }
 
@@ -60,7 +62,7 @@ func quickPlan() plan {
 	p.many.Dirs, p.many.Files = 4, 50
 	p.idle.Dirs, p.idleFor, p.notices = 50, 5*time.Second, 3
 	p.block, p.large = 64<<20, 128<<20
-	p.rbd, p.journal = quickRBDPlan(), quickJournalPlan()
+	p.rbd, p.journal, p.workers = quickRBDPlan(), quickJournalPlan(), quickWorkersPlan()
 	return p
 }
 
@@ -90,6 +92,10 @@ type benchCase struct {
 	run         func(context.Context, *lab, plan, *report) error
 }
 
+// onlyWhenAsked tells which cases are no part of the usual run: that would take
+// a quarter of an hour more.
+func onlyWhenAsked(name string) bool { return name == "workers" || name == "rbd-workers" }
+
 func cases() []benchCase {
 	return []benchCase{
 		{"small", "first synchronisation of many small files, then 1 % of them changed", smallCase},
@@ -97,6 +103,8 @@ func cases() []benchCase {
 		{"block", "4 KiB changed in a large file", blockCase},
 		{"large", "one new large file", largeCase},
 		{"idle", "many directories in which nothing happens", idleCase},
+		{"workers", "directories shared by several daemons, of which one ends", workersCase},
+		{"rbd-workers", "the same of RBD images", rbdWorkersCase},
 		{"rbd-first", "first synchronisation of a large RBD image", rbdFirstCase},
 		{"rbd-far", "the same with 50 ms more of round-trip time to the source", rbdFarCase},
 		{"rbd-small", "small writes at random to an RBD image", rbdSmallCase},

@@ -41,7 +41,8 @@ func run(ctx context.Context, args []string) (err error) {
 	for _, c := range cases() {
 		names = append(names, c.name)
 	}
-	chosen := f.String("cases", strings.Join(names, ","), "what to measure")
+	usual := slices.DeleteFunc(slices.Clone(names), onlyWhenAsked)
+	chosen := f.String("cases", strings.Join(usual, ","), "what to measure")
 	who := f.String("who", "stock,ours,bare", "what to measure it with")
 	quick := f.Bool("quick", false, "small trees and few repetitions, to see that everything works")
 	repeat := f.Int("repeat", 0, "measurements of what is quick (default 3)")
