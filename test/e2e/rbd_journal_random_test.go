@@ -465,6 +465,7 @@ func (p *rbdPool) mixedImages(t *testing.T, all bool) (list []rbdimage.Maker) {
 // TestRBDJournalRandom changes images at random while their journals are
 // followed.
 func TestRBDJournalRandom(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	e.shortWatches(t)
 	p, _ := e.journalPool(t, poolOptions{})
@@ -500,6 +501,7 @@ func TestRBDJournalRandom(t *testing.T) {
 // TestRBDJournalKilled kills the plugin at random moments while images are
 // changed: in the end they are equal, and there is no snapshot too many.
 func TestRBDJournalKilled(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	notStock(t, "it repeats operations, and snapshots are left over")
 	kills := *killed

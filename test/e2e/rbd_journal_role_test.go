@@ -60,6 +60,7 @@ func (p *rbdPool) checkedMaps(t *testing.T, m rbdimage.Maker) {
 // TestRBDJournalFailOver moves images to the other site and back with the stock
 // tools, without copying anything again.
 func TestRBDJournalFailOver(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	for _, w := range sides() {
 		t.Run(fmt.Sprintf("a %s, b %s", w.a, w.b), func(t *testing.T) {
@@ -317,6 +318,7 @@ func TestRBDJournalForced(t *testing.T) {
 // TestRBDJournalSplitBrain changes both sides, and lets one follow the other
 // again.
 func TestRBDJournalSplitBrain(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
 	m := p.withJournal(t, "image", rbdimage.Options{})
@@ -370,6 +372,7 @@ func (p *rbdPool) replaced(t *testing.T, m rbdimage.Maker, id string) {
 
 // TestRBDJournalResync asks for copies to be made anew.
 func TestRBDJournalResync(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
 	t.Run("in order", func(t *testing.T) {
@@ -456,6 +459,7 @@ func TestRBDJournalResync(t *testing.T) {
 
 // TestRBDJournalRemoval removes images, or no longer mirrors them.
 func TestRBDJournalRemoval(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	p, d := e.journalPool(t, poolOptions{})
 	gone := func(t *testing.T, name, id string) {

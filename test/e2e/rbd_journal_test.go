@@ -18,6 +18,15 @@ import (
 	"cephmirror/test/rbdimage"
 )
 
+// notYetDaily skips, but in the long run, tests that are quick enough for every day
+// and have not passed often enough yet.
+func notYetDaily(t *testing.T) {
+	t.Helper()
+	if !*long {
+		t.Skip("has not been seen to pass often enough: run with -long")
+	}
+}
+
 // journalOptions make the stock daemon tell soon of what it has done.
 func journalOptions(who string) []string {
 	if who == stock {
@@ -221,6 +230,7 @@ func journalEvents(t *testing.T, p *rbdPool, m *rbdimage.Maker, clone bool) []jo
 
 // TestRBDJournalEvents has every kind of event, on every kind of image.
 func TestRBDJournalEvents(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
 	for _, c := range e.sites() {
@@ -309,6 +319,7 @@ func (p *rbdPool) sameLimit(t *testing.T, m, copy rbdimage.Maker) {
 // TestRBDJournalPoolMode has a pool whose images are mirrored as soon as they
 // have a journal, and for as long.
 func TestRBDJournalPoolMode(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{mode: "pool"})
 	m := p.withJournal(t, "image", rbdimage.Options{Features: rbdimage.Everything})
@@ -393,6 +404,7 @@ func TestRBDJournalResume(t *testing.T) {
 // TestRBDJournalCommands looks at what the stock tools make of a journal that is
 // followed.
 func TestRBDJournalCommands(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	p, d := e.journalPool(t, poolOptions{})
 	m := p.withJournal(t, "image", rbdimage.Options{})
@@ -509,6 +521,7 @@ func busy(img *rbd.Image, size int64, long time.Duration) error {
 // TestRBDJournalLag looks at the lag of a copy whose primary is busy: it is small,
 // told of all the time, and gone soon after.
 func TestRBDJournalLag(t *testing.T) {
+	notYetDaily(t)
 	e := need(t)
 	notStock(t, "it falls behind, and tells of that every 30 s")
 	p, _ := e.journalPool(t, poolOptions{})
