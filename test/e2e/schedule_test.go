@@ -73,7 +73,6 @@ func (e *env) mustSchedule(t *testing.T, who string, c *bed.Cluster, words ...st
 // and compares what they say. What they store is apart.
 func TestScheduleBesideStock(t *testing.T) {
 	e := need(t)
-	needLong(t) // it starts some 150 processes
 	p := e.newPool(t, poolOptions{namespaces: []string{"ns1"}})
 	e.makePool(t, e.a, "rbd") // which is meant when none is named
 	e.makePool(t, e.a, p.name+"-plain")
