@@ -217,6 +217,8 @@ func TestServesAndStops(t *testing.T) {
 		t.Errorf("pid file %q", pid)
 	}
 
+	// The plugin's commands come by events, soon after the socket.
+	waitFor(t, "the command of the file system", func() bool { _, err := s.ask("fs mirror status cephfs@1", nil); return err == nil })
 	for prefix, want := range map[string]string{
 		"0":                         "2",
 		"version":                   `{"version":"20.2.4","release":"tentacle","release_type":"stable"}`,
