@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -72,15 +71,7 @@ func (b *notebook) set(key string, n note) error {
 	if err != nil {
 		return err
 	}
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if b.ioctx == nil {
-		return errNotebookClosed
-	}
-	if err := b.ioctx.SetOmap(dirstore.Object, map[string][]byte{key: value}); err != nil {
-		return fmt.Errorf("noting %s on object %s: %w", key, dirstore.Object, err)
-	}
-	return nil
+	return b.write(key, string(value))
 }
 
 func (b *notebook) remove(key string) error {
@@ -97,20 +88,15 @@ func (b *notebook) remove(key string) error {
 
 // list returns the notes whose keys begin with prefix by the rest of their keys.
 func (b *notebook) list(prefix string) (map[string]note, error) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if b.ioctx == nil {
-		return nil, errNotebookClosed
-	}
-	values, err := b.ioctx.GetAllOmapValues(dirstore.Object, "", prefix, 256)
+	values, err := b.read(prefix)
 	if err != nil {
-		return nil, fmt.Errorf("listing notes on object %s: %w", dirstore.Object, err)
+		return nil, err
 	}
 	notes := make(map[string]note, len(values))
 	for key, value := range values {
 		var n note
-		if json.Unmarshal(value, &n) == nil {
-			notes[strings.TrimPrefix(key, prefix)] = n
+		if json.Unmarshal([]byte(value), &n) == nil {
+			notes[key] = n
 		}
 	}
 	return notes, nil

@@ -127,17 +127,23 @@ func strerror(errno syscall.Errno) string {
 	return string(unicode.ToUpper(first)) + text[n:]
 }
 
-// scheduleFailure prints the failure of a command as the rbd tool does.
-func scheduleFailure(verb string, err error) error {
+// refused is what a command for schedules was refused for, if err says that.
+func refused(err error) (errno syscall.Errno, text string, ok bool) {
 	var f *manage.Failure
 	var bad *schedule.InvalidError
-	errno, text := syscall.Errno(0), ""
 	switch {
 	case errors.As(err, &f):
-		errno, text = f.Errno, f.Text
+		return f.Errno, f.Text, true
 	case errors.As(err, &bad):
-		errno, text = syscall.EINVAL, bad.Text
-	default:
+		return syscall.EINVAL, bad.Text, true
+	}
+	return 0, "", false
+}
+
+// scheduleFailure prints the failure of a command as the rbd tool does.
+func scheduleFailure(verb string, err error) error {
+	errno, text, ok := refused(err)
+	if !ok {
 		return err
 	}
 	if errno == syscall.ENOENT && text == "" { // not an error, but nothing either

@@ -1,10 +1,8 @@
 package host
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -105,15 +103,8 @@ func fsScheduleCommand(env []string, conn *connection, use, short string, least,
 
 // fsFailure prints a failure as the ceph tool does.
 func fsFailure(err error) error {
-	var f *manage.Failure
-	var bad *schedule.InvalidError
-	errno, text := syscall.Errno(0), ""
-	switch {
-	case errors.As(err, &f):
-		errno, text = f.Errno, f.Text
-	case errors.As(err, &bad):
-		errno, text = syscall.EINVAL, bad.Text
-	default:
+	errno, text, ok := refused(err)
+	if !ok {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "Error %s: %s\n", unix.ErrnoName(errno), text)
