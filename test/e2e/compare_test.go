@@ -151,22 +151,35 @@ func (e *env) waitSame(t *testing.T, m cephtree.Maker, snaps ...string) {
 // snapshots returns the names of a directory's own snapshots on a side.
 func snapshots(t *testing.T, c *cephtree.Client, dir string) []string {
 	t.Helper()
+	for range 20 {
+		names, err := listSnapshots(c, dir)
+		if err == nil {
+			return names
+		}
+		if !ceph.Is(err, 2) { // otherwise one was removed under the listing
+			t.Fatal(err)
+		}
+	}
+	t.Fatalf("the snapshots of %s change while they are listed", dir)
+	return nil
+}
+
+func listSnapshots(c *cephtree.Client, dir string) (names []string, err error) {
 	d, err := c.OpenDir(dir + "/.snap")
 	if ceph.Is(err, 2) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	defer d.Close()
-	var names []string
 	for {
 		e, err := d.ReadDir()
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		if e == nil {
-			return names
+			return names, nil
 		}
 		if n := e.Name(); n != "." && n != ".." && !strings.HasPrefix(n, "_") {
 			names = append(names, n)
