@@ -132,7 +132,7 @@ func (e *env) newView(fs string) (v view, err error) {
 func (v view) close() error { return errors.Join(v.src.Close(), v.dst.Close()) }
 
 func (v view) compare(source, target string) ([]cephtree.Difference, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	diffs, err := cephtree.Compare(ctx, v.src.MountInfo, source, v.dst.MountInfo, target)
 	if err != nil {
