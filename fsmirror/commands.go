@@ -2,7 +2,6 @@ package fsmirror
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
@@ -24,14 +23,7 @@ func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
 		call = func(c plugins.Command) (any, error) { return plugins.CallAssigner(ctx, e, c) }
 	}
 	out, err := call(c)
-	if err != nil {
-		return plugins.ErrorResult(err)
-	}
-	text, err := json.Marshal(out)
-	if err != nil {
-		return plugins.ErrorResult(fmt.Errorf("encoding the answer to %q: %w", c.Prefix, err))
-	}
-	return plugins.Result{Out: text}
+	return plugins.Answer(c, out, err)
 }
 
 // call answers from what is in memory: no command waits for a cluster.

@@ -2,7 +2,6 @@ package fsmirror
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -457,14 +456,7 @@ func (s *scheduler) prune(unit string, names []string) error {
 // scheduleCommand answers the host's commands about schedules.
 func (e *Engine) scheduleCommand(ctx context.Context, c plugins.Command) plugins.Result {
 	out, err := e.schedule(ctx, c)
-	if err != nil {
-		return plugins.ErrorResult(err)
-	}
-	b, err := json.Marshal(out)
-	if err != nil {
-		return plugins.ErrorResult(fmt.Errorf("encoding the answer to %q: %w", c.Prefix, err))
-	}
-	return plugins.Result{Out: b}
+	return plugins.Answer(c, out, err)
 }
 
 func (e *Engine) schedule(ctx context.Context, c plugins.Command) (any, error) {

@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -139,6 +140,22 @@ func (c *Client) RenewHealth(ctx context.Context, ttl time.Duration) (Health, er
 func (c *Client) Stop(ctx context.Context) error {
 	_, err := c.rpc.Stop(ctx, &pb.StopRequest{})
 	return fromStatus(ctx, err)
+}
+
+// Answer is the result of a command that gave out, to be sent as JSON, or ended
+// with err. An answer of nil is an empty one.
+func Answer(c Command, out any, err error) Result {
+	if err != nil {
+		return ErrorResult(err)
+	}
+	if out == nil {
+		return Result{}
+	}
+	text, err := json.Marshal(out)
+	if err != nil {
+		return ErrorResult(fmt.Errorf("encoding the answer to %q: %w", c.Prefix, err))
+	}
+	return Result{Out: text}
 }
 
 // ErrorResult is the result of a command that ended with err; an error without

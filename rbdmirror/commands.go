@@ -2,7 +2,6 @@ package rbdmirror
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
@@ -91,17 +90,7 @@ func (e *Engine) Call(ctx context.Context, c plugins.Command) plugins.Result {
 		call = func(c plugins.Command) (any, error) { return plugins.CallAssigner(ctx, e, c) }
 	}
 	out, err := call(c)
-	if err != nil {
-		return plugins.ErrorResult(err)
-	}
-	if out == nil {
-		return plugins.Result{} // an empty answer is one
-	}
-	text, err := json.Marshal(out)
-	if err != nil {
-		return plugins.ErrorResult(fmt.Errorf("encoding the answer to %q: %w", c.Prefix, err))
-	}
-	return plugins.Result{Out: text}
+	return plugins.Answer(c, out, err)
 }
 
 func (e *Engine) call(c plugins.Command) (any, error) {

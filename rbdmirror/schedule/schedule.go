@@ -16,7 +16,6 @@ package schedule
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -157,21 +156,14 @@ func swapGlobal(conn *rados.Conn, from, to string) error {
 // Call answers a command. In a worker those that it is sent wait for no cluster.
 func (m *Manager) Call(ctx context.Context, c plugins.Command) plugins.Result {
 	out, err := m.call(ctx, c)
-	if err != nil {
-		var text refusal
-		if errors.As(err, &text) {
-			return plugins.Result{Errno: int(syscall.EINVAL), Status: text.Error()}
-		}
-		return plugins.ErrorResult(err)
+	var text refusal
+	if errors.As(err, &text) {
+		return plugins.Result{Errno: int(syscall.EINVAL), Status: text.Error()}
 	}
-	if raw, ok := out.([]byte); ok {
+	if raw, ok := out.([]byte); ok && err == nil {
 		return plugins.Result{Out: raw}
 	}
-	b, err := json.Marshal(out)
-	if err != nil {
-		return plugins.ErrorResult(fmt.Errorf("encoding the answer to %q: %w", c.Prefix, err))
-	}
-	return plugins.Result{Out: b}
+	return plugins.Answer(c, out, err)
 }
 
 func (m *Manager) call(ctx context.Context, c plugins.Command) (any, error) {
