@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	// window is how many objects are asked for and planned at once.
-	window = 512
+	// window is how many objects are asked for and planned at once. It starts with
+	// less and doubles, so that copying begins soon.
+	window, firstWindow = 512, 32
 	// joinGap: extents with less than this between them are read as one.
 	joinGap = 4 << 10
 	// compareBlock is how large the pieces are that FullCompare repairs.
@@ -200,9 +201,9 @@ func (r *run) mayWrite(ctx context.Context) error {
 // plan finds out what is to be done, some objects at a time, and hands it out.
 func (r *run) plan(ctx context.Context, todo *numbers, known *objectmap.Map, work chan<- *task) error {
 	at := r.Resume
-	for {
+	for size := firstWindow; ; size = min(2*size, window) {
 		var batch []uint64
-		for len(batch) < window {
+		for len(batch) < size {
 			k, ok := todo.next(at)
 			if !ok {
 				break
