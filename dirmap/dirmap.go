@@ -29,6 +29,9 @@ type Params struct {
 	// ShuffleInterval is how long a unit stays where it is before it may be
 	// moved from one live instance to another. Default 300 s.
 	ShuffleInterval time.Duration
+	// ColdStart is for how long after Loaded others may still be on their way up:
+	// what was handed out meanwhile may be moved to them at once. Default 0.
+	ColdStart time.Duration
 	// ActionTimeout is when the result of an action counts as lost. Default 60 s.
 	ActionTimeout time.Duration
 	// RetryMin and RetryMax bound the wait before a failed action is repeated;
@@ -257,6 +260,7 @@ type Map struct {
 	stalled  map[*unit]struct{}
 	floating int // units in state Shuffling
 	timers   timers
+	loadedAt time.Time
 
 	// What is told of units and instances that may not be known yet.
 	pins     map[string]string // unit to instance
@@ -369,6 +373,7 @@ func (m *Map) Settled() bool {
 
 func (m *Map) load(ev Loaded, now time.Time) {
 	m.reset()
+	m.loadedAt = now
 	for _, id := range ev.Instances {
 		if m.byID[id] == nil {
 			m.addInstance(id)

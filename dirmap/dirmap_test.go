@@ -314,6 +314,25 @@ func TestThrottledMovesAreMadeUpFor(t *testing.T) {
 	}
 }
 
+// Of instances that are started together one is there first and gets everything.
+func TestColdStartIsEvenSoon(t *testing.T) {
+	s := start(t, nil, "1")
+	s.p.ColdStart = 30 * time.Second
+	for _, u := range []string{"/a", "/b", "/c"} {
+		s.tell(UnitAdded{u})
+		s.ok("store " + u + " 1")
+		s.ok("acquire " + u + " 1")
+	}
+	s.wait(2 * time.Second)
+	s.tell(InstanceJoined{"2"})
+	s.ok("release /a 1")
+	s.ok("store /a 2")
+	s.ok("acquire /a 2")
+	s.wait(40 * time.Second)
+	s.tell(InstanceJoined{"3"}) // too late
+	s.expect()
+}
+
 func TestMoveOfBusyUnitIsMadeUpFor(t *testing.T) {
 	s := start(t, []Mapping{{Unit: "/a", Instance: "1"}, {Unit: "/b", Instance: "1"}}, "1")
 	acquire := s.expect("acquire /a 1", "acquire /b 1")

@@ -212,7 +212,7 @@ func (m *Map) movable(in *instance, now time.Time) []*unit {
 		case u.state.leaves() || m.home(u) != nil:
 		case u.state != Associated:
 			m.unbalanced = true // look again when it is
-		case now.Before(u.m.LastShuffled.Add(m.p.ShuffleInterval)):
+		case now.Before(u.m.LastShuffled.Add(m.p.ShuffleInterval)) && !m.early(u, now):
 			at := u.m.LastShuffled.Add(m.p.ShuffleInterval)
 			if m.balanceAt.IsZero() || at.Before(m.balanceAt) {
 				m.balanceAt = at
@@ -222,6 +222,11 @@ func (m *Map) movable(in *instance, now time.Time) []*unit {
 		}
 	}
 	return ready
+}
+
+// early tells whether a unit was handed out in a cold start that is not over.
+func (m *Map) early(u *unit, now time.Time) bool {
+	return now.Sub(m.loadedAt) < m.p.ColdStart && !u.m.LastShuffled.Before(m.loadedAt)
 }
 
 func longestSettled(a, b *unit) int {

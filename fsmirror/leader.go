@@ -122,10 +122,19 @@ func (l *leader) round(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.discover(ctx); err != nil {
+	own := l.f.eng.instance
+	vacant, err := l.vacant()
+	if err == nil && !vacant {
+		if err = l.discover(ctx); errors.Is(err, errVacant) {
+			vacant, err = true, nil
+		}
+	}
+	if err == nil && vacant {
+		err = l.departures()
+	}
+	if err != nil {
 		return err
 	}
-	own := l.f.eng.instance
 	asked := plugins.Boottime()
 	current, err := l.store.Controller()
 	if err != nil {
@@ -162,6 +171,19 @@ func (l *leader) round(ctx context.Context) error {
 		return err
 	}
 	return l.heed(l.notes)
+}
+
+// errVacant ends a question whose answer need not be waited for.
+var errVacant = errors.New("nobody controls the directory map")
+
+// vacant tells whether the controller has given up, and this instance knows who
+// is there: it can take over at once.
+func (l *leader) vacant() (bool, error) {
+	if l.leading || !l.roll.fresh(time.Now()) {
+		return false, nil
+	}
+	current, err := l.store.Controller()
+	return err == nil && current == "", err
 }
 
 // lead publishes the leadership; the host loads the map then.
@@ -213,6 +235,9 @@ func (l *leader) storeInstances(stored map[string]string) error {
 // discover asks who is there. All workers answer, ours too.
 func (l *leader) discover(ctx context.Context) error {
 	acks, silent, err := l.ask(ctx)
+	if errors.Is(err, errVacant) {
+		return err
+	}
 	if err != nil && !ceph.Is(err, syscall.ETIMEDOUT) {
 		return fmt.Errorf("looking for instances: %w", err)
 	}
@@ -271,6 +296,9 @@ func (l *leader) ask(ctx context.Context) ([]rados.NotifyAck, []rados.NotifyTime
 			return nil, nil, ctx.Err()
 		case <-l.f.controlWake:
 			if !l.leading {
+				if vacant, err := l.vacant(); err == nil && vacant {
+					return nil, nil, errVacant
+				}
 				continue
 			}
 			if err := l.departures(); err != nil {
@@ -286,12 +314,16 @@ func (l *leader) departures() error {
 	if err != nil {
 		return err
 	}
-	for id := range l.instances {
+	left := false
+	for id := range l.roll.seen {
 		if _, noted := notes[id]; !noted && l.roll.leave(id) {
-			return l.membership()
+			left = true
 		}
 	}
-	return nil
+	if !left || !l.leading {
+		return nil
+	}
+	return l.membership()
 }
 
 // shutOut makes the others end what an instance has left in the file systems,

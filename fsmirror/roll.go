@@ -17,6 +17,8 @@ const (
 	// stockGone is how long a stock instance may be without a watch: it has
 	// stopped, or makes a new one.
 	stockGone = 10 * time.Second
+	// rollFresh is for how long it is good who answered a question.
+	rollFresh = 5 * time.Second
 	// forgotten is after how long nothing is kept of one that is gone.
 	forgotten = 2 * time.Minute
 )
@@ -123,6 +125,13 @@ func (r *roll) bury(id string) {
 	if s := r.seen[id]; s != nil {
 		s.dead = true
 	}
+}
+
+// fresh tells whether this instance has heard a question lately, so that it
+// knows who else is there.
+func (r *roll) fresh(now time.Time) bool {
+	s := r.seen[r.own]
+	return s != nil && s.addr != "" && s.missed == 0 && now.Sub(s.heard) < rollFresh
 }
 
 // present returns those that are alive and have answered, with their addresses.

@@ -126,3 +126,23 @@ func TestFrozenController(t *testing.T) {
 		t.Error("dead after one question")
 	}
 }
+
+// Who takes over from one that gave up must know who is there.
+func TestRollIsFresh(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	r, notes := newRoll("1"), map[string]bool{"1": true, "2": true}
+	if r.fresh(now) {
+		t.Error("fresh before anything was asked")
+	}
+	r.call(map[string]string{"2": "b"}, []string{"1"}, notes, nil, now)
+	if r.fresh(now) {
+		t.Error("fresh though it did not hear itself")
+	}
+	r.call(map[string]string{"1": "a", "2": "b"}, nil, notes, nil, now)
+	if !r.fresh(now.Add(rollFresh-1)) || r.fresh(now.Add(rollFresh)) {
+		t.Error("fresh for too short or too long")
+	}
+	if !r.leave("2") || r.alive("2", now) {
+		t.Error("one that has taken its note away counts")
+	}
+}

@@ -24,6 +24,9 @@ const (
 	loadBudget    = 60 * time.Second
 	retryMax      = 30 * time.Second
 	tick          = time.Second
+	// coldStart is for how long after the map was loaded instances may come
+	// up with this one.
+	coldStart = 30 * time.Second
 )
 
 // Plugin is what of a plugin the assignment needs.
@@ -56,10 +59,10 @@ type Loop struct {
 	status Status
 }
 
-// Start begins to lead domain. Of params, how long an action may take is our
-// own matter.
+// Start begins to lead domain. Of params, the times that are not an operator's
+// to choose are our own matter.
 func Start(ctx context.Context, p Plugin, domain string, params dirmap.Params, log zerolog.Logger) *Loop {
-	params.ActionTimeout = actionTimeout
+	params.ActionTimeout, params.ColdStart = actionTimeout, coldStart
 	ctx, cancel := context.WithCancel(ctx)
 	l := &Loop{
 		plugin: p, domain: domain, log: log.With().Str("domain", domain).Logger(),
