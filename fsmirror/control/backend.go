@@ -14,6 +14,7 @@ import (
 
 	"cephmirror/fsmirror/dirstore"
 	"cephmirror/internal/ceph"
+	cephclient "cephmirror/internal/ceph/client"
 )
 
 // ConnOptions are the settings that a connection given to New should have been
@@ -39,6 +40,11 @@ func New(conn *rados.Conn, client func() (*rados.Conn, error)) *Control {
 type backend struct {
 	*rados.Conn
 	client func() (*rados.Conn, error)
+}
+
+// MgrCommand implements Backend.
+func (b backend) MgrCommand(ctx context.Context, command []byte) ([]byte, string, error) {
+	return cephclient.MgrCommand(ctx, b.client, command)
 }
 
 // OpenMap implements Backend.

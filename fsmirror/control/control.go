@@ -43,7 +43,6 @@ type Result struct {
 // Cluster is what the commands need of the connection to the local cluster.
 type Cluster interface {
 	MonCommandWithInputBuffer(args, input []byte) (out []byte, status string, err error)
-	MgrCommand(args [][]byte) (out []byte, status string, err error)
 	GetFSID() (string, error)
 	GetConfigOption(name string) (string, error)
 }
@@ -80,6 +79,9 @@ type RemoteFS interface {
 // Backend is all that the commands act on.
 type Backend interface {
 	Cluster
+	// MgrCommand sends a command to the mgr, and does not wait for the answer
+	// longer than ctx allows.
+	MgrCommand(ctx context.Context, command []byte) (out []byte, status string, err error)
 	// OpenMap calls fn with the directory map in a metadata pool.
 	OpenMap(pool int64, fn func(DirMap) error) error
 	// LocalMark returns the RemoteMark of a local file system, "" when there
@@ -616,8 +618,13 @@ func (c *Control) showDistribution(_ context.Context, p params) ([]byte, error) 
 	return pyJSON(object{{"mapping", mapping}}, 4), err
 }
 
-func (c *Control) daemonStatus(context.Context, params) ([]byte, error) {
-	out, status, err := c.b.MgrCommand([][]byte{request{"prefix": "service status", "format": "json"}.encode()})
+// mgrTimeout bounds the wait for the mgr.
+const mgrTimeout = 10 * time.Second
+
+func (c *Control) daemonStatus(ctx context.Context, _ params) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, mgrTimeout)
+	defer cancel()
+	out, status, err := c.b.MgrCommand(ctx, request{"prefix": "service status", "format": "json"}.encode())
 	if err != nil {
 		return nil, fmt.Errorf("asking the mgr for the service status: %w %s", err, status)
 	}

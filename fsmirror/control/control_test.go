@@ -145,9 +145,11 @@ func marshal(v any) []byte {
 	return b
 }
 
-func (f *fake) MgrCommand([][]byte) ([]byte, string, error) { return []byte(f.service), "", nil }
-func (f *fake) GetFSID() (string, error)                    { return f.fsid, nil }
-func (f *fake) GetConfigOption(string) (string, error)      { return "", nil }
+func (f *fake) MgrCommand(context.Context, []byte) ([]byte, string, error) {
+	return []byte(f.service), "", nil
+}
+func (f *fake) GetFSID() (string, error)               { return f.fsid, nil }
+func (f *fake) GetConfigOption(string) (string, error) { return "", nil }
 
 func (f *fake) OpenMap(pool int64, fn func(DirMap) error) error {
 	if f.maps[pool] == nil {

@@ -1,0 +1,47 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+
+	"github.com/ceph/go-ceph/rados"
+)
+
+// MgrCommand sends a command to the mgr and returns its output, and what the mgr
+// says beside it. It goes through a connection of its own, which configure makes,
+// unconnected, and without time limits: a call that librados gives up by itself is
+// answered into memory that is gone when the mgr comes back. One that has no
+// answer before ctx ends is left behind with its connection; it ends with the
+// process.
+func MgrCommand(ctx context.Context, configure func() (*rados.Conn, error), command []byte) (out []byte, status string, err error) {
+	conn, err := configure()
+	if err != nil {
+		return nil, "", err
+	}
+	if err := conn.SetConfigOption("rados_mon_op_timeout", "0"); err != nil {
+		conn.Shutdown()
+		return nil, "", fmt.Errorf("setting rados_mon_op_timeout: %w", err)
+	}
+	if err := conn.Connect(); err != nil {
+		conn.Shutdown()
+		return nil, "", fmt.Errorf("connecting to the cluster: %w", err)
+	}
+	type answer struct {
+		out    []byte
+		status string
+		err    error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		out, status, err := conn.MgrCommand([][]byte{command})
+		conn.Shutdown()
+		done <- answer{out, status, err}
+	}()
+	select {
+	case a := <-done:
+		return a.out, a.status, a.err
+	case <-ctx.Done():
+		return nil, "", fmt.Errorf("no answer of the mgr: %w", syscall.ETIMEDOUT)
+	}
+}
