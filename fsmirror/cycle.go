@@ -304,7 +304,7 @@ func (c *cycle) verify(ctx context.Context, params treesync.Params) error {
 	params.Trust = func(source, target *ceph.Stat) bool { return true }
 	total := params.Progress
 	for range verifyPasses {
-		params.Progress = &treesync.Progress{}
+		params.Progress = &treesync.Progress{Whole: total}
 		err := treesync.Run(ctx, params)
 		total.BytesSent.Add(params.Progress.BytesSent.Load())
 		if err != nil {

@@ -35,6 +35,8 @@ type filesystem struct {
 	ioctx *rados.IOContext // set before the first use of peers
 	notes notebook
 
+	patience patience // with the local file system
+
 	controlWake chan struct{}  // capacity 1
 	deathWake   chan struct{}  // capacity 1
 	asking      sync.WaitGroup // the controller's questions, which take their time
@@ -649,10 +651,23 @@ func (f *filesystem) source(ctx context.Context) (src *sources, release func(), 
 	watch, stop := context.WithCancel(f.ctx)
 	src.stop = stop
 	src.users.Go(func() {
-		heartbeat(watch, pulse(src.copy), func(err error) { go f.dropSource(src, err) })
+		heartbeat(watch, vitals{pulse(src.copy), f.lastStep, &f.patience}, func(err error) { go f.dropSource(src, err) })
 	})
 	src.users.Add(1)
 	return src, src.release(), nil
+}
+
+// lastStep tells when something was last completed for some directory.
+func (f *filesystem) lastStep() (last time.Time) {
+	f.mu.Lock()
+	peers := slices.Collect(maps.Values(f.peers))
+	f.mu.Unlock()
+	for _, p := range peers {
+		if at := p.lastStep(); at.After(last) {
+			last = at
+		}
+	}
+	return last
 }
 
 // currentSource returns the mounts that there are, with a user more, or why

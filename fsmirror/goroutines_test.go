@@ -62,6 +62,7 @@ func TestHeartbeat(t *testing.T) {
 		name   string
 		answer error
 		after  time.Duration // 0: at once
+		busy   time.Duration // for how long work gets on
 		lost   time.Duration // when the mount is given up; 0: never
 	}{
 		{name: "alive"},
@@ -69,6 +70,7 @@ func TestHeartbeat(t *testing.T) {
 		{name: "an error that does not matter", answer: syscall.EACCES},
 		{name: "blocklisted", answer: syscall.ESHUTDOWN, lost: heartbeatInterval},
 		{name: "silent", after: time.Hour, lost: heartbeatInterval + stallLimit + heartbeatInterval},
+		{name: "silent after some work", after: time.Hour, busy: 3 * time.Minute, lost: 3*time.Minute + stallLimit + heartbeatInterval},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -78,10 +80,15 @@ func TestHeartbeat(t *testing.T) {
 				var lost []time.Duration
 				var wg sync.WaitGroup
 				wg.Go(func() {
-					heartbeat(ctx, func() error {
+					heartbeat(ctx, vitals{func() error {
 						time.Sleep(c.after)
 						return c.answer
-					}, func(error) { lost = append(lost, time.Since(begun)) })
+					}, func() time.Time {
+						if time.Since(begun) < c.busy {
+							return time.Now()
+						}
+						return begun.Add(c.busy)
+					}, &patience{}}, func(error) { lost = append(lost, time.Since(begun)) })
 				})
 				time.Sleep(10 * time.Minute)
 				cancel()
@@ -91,6 +98,22 @@ func TestHeartbeat(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Who is too busy to answer in time gets twice the time, until it has got
+// something done.
+func TestPatience(t *testing.T) {
+	var p patience
+	for _, want := range []time.Duration{30, 60, 120, 240, 480, 480} {
+		if got := p.get(); got != want*time.Second {
+			t.Errorf("%v, want %d s", got, want)
+		}
+		p.grow()
+	}
+	p.reset()
+	if got := p.get(); got != stallLimit {
+		t.Errorf("%v after all", got)
 	}
 }
 

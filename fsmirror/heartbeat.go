@@ -3,6 +3,7 @@ package fsmirror
 import (
 	"context"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -11,10 +12,47 @@ import (
 
 const (
 	heartbeatInterval = 5 * time.Second
-	// stallLimit is how long a file system may leave a request unanswered
+	// stallLimit is how long a file system may leave all requests unanswered
 	// before the mount is given up.
 	stallLimit = 30 * time.Second
+	// maxStall is what that grows to.
+	maxStall = 8 * time.Minute
 )
+
+// patience is how long a file system's answers are waited for. It doubles each
+// time it comes to an end: an MDS that is only busy, with what is to be begun
+// anew on another mount, gets the time it needs. The zero value is stallLimit.
+type patience struct {
+	mu    sync.Mutex
+	limit time.Duration
+}
+
+func (p *patience) get() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(p.limit, stallLimit)
+}
+
+func (p *patience) grow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limit = min(2*max(p.limit, stallLimit), maxStall)
+}
+
+// reset is called when something was got done.
+func (p *patience) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limit = 0
+}
+
+// vitals are the signs of life of a mount.
+type vitals struct {
+	ask func() error
+	// lastStep tells when something that the mount is needed for was completed.
+	lastStep func() time.Time
+	patience *patience
+}
 
 // pulse asks the MDS for a sign of life.
 func pulse(m *ceph.Mount) func() error {
@@ -41,10 +79,11 @@ func statSnapDir(m *ceph.Mount, dir string) (ceph.Stat, error) {
 }
 
 // heartbeat asks for a sign of life until ctx ends, and calls lost, once, when
-// there is none for too long or when the mount is of no more use. Calls into
+// there is none for too long, neither an answer nor work that gets on, or when
+// the mount is of no more use. Calls into
 // libcephfs cannot be cancelled: lost is to cut the mount off, without waiting,
 // and the mount must not be released before heartbeat has returned.
-func heartbeat(ctx context.Context, ask func() error, lost func(error)) {
+func heartbeat(ctx context.Context, v vitals, lost func(error)) {
 	answers := make(chan error, 1)
 	var asked time.Time // zero: no request is under way
 	defer func() {
@@ -67,10 +106,15 @@ func heartbeat(ctx context.Context, ask func() error, lost func(error)) {
 		case <-tick.C:
 			if asked.IsZero() {
 				asked = time.Now()
-				go func() { answers <- ask() }()
+				go func() { answers <- v.ask() }()
 				continue
 			}
-			if waited := time.Since(asked); waited > stallLimit {
+			sign := asked
+			if at := v.lastStep(); at.After(sign) {
+				sign = at
+			}
+			if waited := time.Since(sign); waited > v.patience.get() {
+				v.patience.grow()
 				lost(fmt.Errorf("no answer from the file system for %v: %w", waited.Round(time.Second), syscall.ETIMEDOUT))
 				return
 			}

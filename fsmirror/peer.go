@@ -32,6 +32,7 @@ type peer struct {
 	trouble    error // why there is no connection
 	since      time.Time
 	nextTry    time.Time
+	patience   patience
 	failures   uint64 // directories that entered the failed state
 	recoveries uint64
 
@@ -212,7 +213,7 @@ func (p *peer) serve(ctx context.Context) error {
 	p.log.Info().Msg("connected to the peer")
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		heartbeat(c.lost, pulse(c.mount), func(err error) { c.giveUp(fmt.Errorf("the peer: %w", err)) })
+		heartbeat(c.lost, vitals{pulse(c.mount), p.lastStep, &p.patience}, func(err error) { c.giveUp(fmt.Errorf("the peer: %w", err)) })
 	})
 	wg.Go(func() {
 		if p.fs.eng.lease.AwaitExpiry(c.lost, leaseGrace) == nil {
@@ -428,7 +429,21 @@ func (p *peer) cycle(ctx context.Context, c *connection, w *work) {
 	p.fs.eng.statusChanged()
 }
 
+// lastStep tells when something was last completed for some directory.
+func (p *peer) lastStep() (last time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.dirs {
+		if at := w.status.lastStep(); at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
 func (p *peer) succeeded(w *work) {
+	p.patience.reset()
+	p.fs.patience.reset()
 	s := w.status
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -194,11 +194,7 @@ func (d *directory) status(release, peerTrouble string) directoryStatus {
 			out.Current = ref
 		}
 		out.Progress = progressOf(d.progress, time.Since(d.started))
-		last := d.started
-		if at := d.progress.LastStep.Load(); at > last.UnixNano() {
-			last = time.Unix(0, at)
-		}
-		if still := time.Since(last); still > stillness && out.Waiting == "" {
+		if still := time.Since(d.stepped()); still > stillness && out.Waiting == "" {
 			out.Waiting = fmt.Sprintf("no request to the source or the peer has been answered for %v; is one of them full, frozen or out of reach?",
 				still.Round(time.Second))
 		}
@@ -214,6 +210,24 @@ func (d *directory) status(release, peerTrouble string) directoryStatus {
 		}
 	}
 	return out
+}
+
+// stepped tells when something was last completed, or begun; the caller holds
+// d.mu.
+func (d *directory) stepped() time.Time {
+	if d.progress == nil {
+		return time.Time{}
+	}
+	if at := d.progress.LastStep.Load(); at > d.started.UnixNano() {
+		return time.Unix(0, at)
+	}
+	return d.started
+}
+
+func (d *directory) lastStep() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stepped()
 }
 
 // stillness is how long a synchronisation may stand still before that is said.

@@ -79,6 +79,30 @@ type Progress struct {
 	Directories atomic.Int64 // directories looked at
 	Writes      atomic.Int64 // changes made on the target, of any kind
 	LastStep    atomic.Int64 // when something was last completed, Unix nanoseconds
+	// Whole is what the run is a part of, nil if nothing: its last step is told
+	// there, too.
+	Whole *Progress
+}
+
+// step notes that something was completed.
+func (p *Progress) step() {
+	now := time.Now().UnixNano()
+	for ; p != nil; p = p.Whole {
+		p.LastStep.Store(now)
+	}
+}
+
+// stepping lists directories, which can take minutes, and notes each entry.
+type stepping struct {
+	snapdiff.Lister
+	progress *Progress
+}
+
+func (s stepping) List(path string, sync ceph.Sync, fn func(ceph.Entry) error) error {
+	return s.Lister.List(path, sync, func(e ceph.Entry) error {
+		s.progress.step()
+		return fn(e)
+	})
 }
 
 // Run makes the target equal to the snapshot. It returns when all workers have
@@ -94,11 +118,12 @@ func Run(ctx context.Context, p Params) error {
 		owner:  make(map[uint64]uint64),
 	}
 	r.cond = sync.NewCond(&r.mu)
-	target := snapdiff.Target{Source: p.Source, New: p.Snapshot, Peer: p.Target, Old: p.Root, Trust: p.Trust, Deep: p.Deep}
+	source, peer := stepping{p.Source, p.Progress}, stepping{p.Target, p.Progress}
+	target := snapdiff.Target{Source: source, New: p.Snapshot, Peer: peer, Old: p.Root, Trust: p.Trust, Deep: p.Deep}
 	r.scan = target
 	r.diff = target
 	if p.Previous != "" {
-		r.diff = snapdiff.Snapshots{Source: p.Source, Old: p.Previous, New: p.Snapshot}
+		r.diff = snapdiff.Snapshots{Source: source, Old: p.Previous, New: p.Snapshot}
 	}
 	st, err := p.Source.StatAt(p.Snapshot, ceph.Synced)
 	if err != nil {
@@ -218,7 +243,7 @@ func (r *run) work() {
 		if err := job(); err != nil {
 			r.cancel(err)
 		}
-		r.Progress.LastStep.Store(time.Now().UnixNano())
+		r.Progress.step()
 		r.mu.Lock()
 		r.active--
 		r.cond.Broadcast()
@@ -469,6 +494,7 @@ func (r *run) removeAny(path string) error {
 func (r *run) removeTree(path string) error {
 	var entries []ceph.Entry
 	err := r.Target.List(path, ceph.Cached, func(e ceph.Entry) error {
+		r.Progress.step()
 		entries = append(entries, e)
 		return r.ctx.Err()
 	})
@@ -492,6 +518,7 @@ func (r *run) removeTree(path string) error {
 			err := r.Gate(r.ctx)
 			if err == nil {
 				err = r.Target.Unlink(path + "/" + e.Name)
+				r.Progress.step()
 			}
 			if err != nil && !ceph.Is(err, syscall.ENOENT) {
 				once.Do(func() { first = fmt.Errorf("removing %s/%s on the peer: %w", path, e.Name, err) })

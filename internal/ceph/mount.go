@@ -54,6 +54,7 @@ static int cm_link(struct ceph_mount_info *m, const char *from, const char *dir,
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
@@ -63,6 +64,7 @@ import (
 
 	"github.com/ceph/go-ceph/cephfs"
 	"github.com/ceph/go-ceph/rados"
+	"golang.org/x/sync/errgroup"
 )
 
 // Mount is a libcephfs mount with the calls that go-ceph lacks.
@@ -250,22 +252,62 @@ func (m *Mount) List(path string, sync Sync, fn func(Entry) error) error {
 	// A directory that was just listed is listed from the cache, and there
 	// libcephfs asks the MDS for every inode that it may not rely on.
 	n := 0
-	if err := m.list(path, func(Entry) error { n++; return nil }); err != nil {
-		return err
-	}
-	if n <= m.cacheable {
+	many := errors.New("too many to be cached")
+	err := m.list(path, func(Entry) error {
+		if n++; n > m.cacheable {
+			return many
+		}
+		return nil
+	})
+	switch err {
+	case nil:
 		return m.list(path, fn)
+	case many:
+		return m.listAsking(path, fn)
 	}
-	return m.list(path, func(e Entry) error {
-		if e.IsRegular() {
-			st, err := m.StatAt(path+"/"+e.Name, Synced)
-			if err != nil {
+	return err
+}
+
+// askers is how many entries of a directory are asked for at once.
+const askers = 16
+
+// listAsking lists a directory, and asks the MDS for every regular file.
+func (m *Mount) listAsking(path string, fn func(Entry) error) error {
+	pending := make([]Entry, 0, batch)
+	tell := func() error {
+		var group errgroup.Group
+		group.SetLimit(askers)
+		for i := range pending {
+			e := &pending[i]
+			if !e.IsRegular() {
+				continue
+			}
+			group.Go(func() (err error) {
+				e.Stat, err = m.StatAt(path+"/"+e.Name, Synced)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		for _, e := range pending {
+			if err := fn(e); err != nil {
 				return err
 			}
-			e.Stat = st
 		}
-		return fn(e)
+		pending = pending[:0]
+		return nil
+	}
+	err := m.list(path, func(e Entry) error {
+		if pending = append(pending, e); len(pending) < batch {
+			return nil
+		}
+		return tell()
 	})
+	if err != nil {
+		return err
+	}
+	return tell()
 }
 
 func (m *Mount) list(path string, fn func(Entry) error) error {
