@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -20,6 +21,19 @@ const maxPath = 107
 
 // probeTime is how long a daemon may take to show that it lives.
 const probeTime = 2 * time.Second
+
+// ParseMode returns the mode of a socket file that the octal digits of text
+// ask for; 0, which leaves it to the umask, for an empty one.
+func ParseMode(text string) (fs.FileMode, error) {
+	if text == "" {
+		return 0, nil
+	}
+	bits, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || bits > uint64(fs.ModePerm) {
+		return 0, fmt.Errorf("%q is no octal mode of a file: %w", text, syscall.EINVAL)
+	}
+	return fs.ModeSocket | fs.FileMode(bits), nil
+}
 
 func checkPath(path string) error {
 	switch {

@@ -21,7 +21,7 @@ import (
 // mean the defaults in parentheses.
 type Options struct {
 	Path  string
-	Mode  fs.FileMode // of the socket file (as the umask leaves it)
+	Mode  fs.FileMode // of the socket file, see ParseMode (as the umask leaves it)
 	Table *Table
 	Log   zerolog.Logger
 

@@ -40,6 +40,39 @@ func goodClient(t testing.TB, path string) time.Duration {
 	return time.Since(began)
 }
 
+func TestParseMode(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want os.FileMode
+		fail bool
+	}{
+		{"", 0, false},
+		{"0755", os.ModeSocket | 0o755, false},
+		{"770", os.ModeSocket | 0o770, false},
+		{"0", os.ModeSocket, false},
+		{"0777", os.ModeSocket | 0o777, false},
+		{"01777", 0, true},
+		{"0888", 0, true},
+		{"rwx", 0, true},
+		{"-1", 0, true},
+		{"0755 ", 0, true},
+	} {
+		if got, err := ParseMode(c.text); got != c.want || (err != nil) != c.fail {
+			t.Errorf("%q: %v, %v", c.text, got, err)
+		}
+	}
+}
+
+// A mode without any bits is one, too.
+func TestSocketForNobody(t *testing.T) {
+	tb, _, _, _ := standardTable(t)
+	path := sockPath(t)
+	serve(t, Options{Table: tb, Path: path, Mode: must[os.FileMode](t)(ParseMode("0"))})
+	if info := must[os.FileInfo](t)(os.Lstat(path)); info.Mode() != os.ModeSocket {
+		t.Errorf("mode %v", info.Mode())
+	}
+}
+
 func TestSocketFile(t *testing.T) {
 	tb, _, _, _ := standardTable(t)
 	path := sockPath(t)

@@ -107,7 +107,9 @@ func (e *Engine) configCommand(c plugins.Command) (any, error) {
 }
 
 // hostOptions belong to the host, which opened what they name.
-var hostOptions = map[string]bool{"admin_socket": true, "log_file": true, "pid_file": true, "run_dir": true}
+var hostOptions = map[string]bool{
+	"admin_socket": true, "admin_socket_mode": true, "log_file": true, "pid_file": true, "run_dir": true,
+}
 
 func (e *Engine) configGet(name string) (string, error) {
 	switch name {

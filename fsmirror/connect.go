@@ -40,13 +40,9 @@ func spec(cfg plugins.Config) client.Spec {
 	return s
 }
 
-// resolved are the local client's options that the host needs.
-type resolved struct{ adminSocket, logFile, pidFile, runDir string }
-
 // dialLocal connects to the local cluster as cfg says.
-func dialLocal(cfg plugins.Config) (*rados.Conn, resolved, error) {
-	conn, p, err := client.Dial(spec(cfg))
-	return conn, resolved{p.AdminSocket, p.LogFile, p.PidFile, p.RunDir}, err
+func dialLocal(cfg plugins.Config) (*rados.Conn, client.Paths, error) {
+	return client.Dial(spec(cfg))
 }
 
 // localClient makes an unconnected client of the local cluster.

@@ -21,6 +21,7 @@ import (
 	"cephmirror/fsmirror/dirstore"
 	"cephmirror/fsmirror/treesync"
 	"cephmirror/internal/ceph"
+	"cephmirror/internal/ceph/client"
 	"cephmirror/plugins"
 )
 
@@ -89,7 +90,8 @@ func (e *Engine) Start(ctx context.Context, cfg plugins.Config) (plugins.Info, e
 	e.info = plugins.Info{
 		Kind: "cephfs", CephVersion: number, CephRelease: release, GitVersion: git,
 		InstanceID: e.instance, FSID: fsid,
-		AdminSocket: paths.adminSocket, LogFile: paths.logFile, PidFile: paths.pidFile, RunDir: paths.runDir,
+		AdminSocket: paths.AdminSocket, LogFile: paths.LogFile, PidFile: paths.PidFile, RunDir: paths.RunDir,
+		AdminSocketMode: paths.AdminSocketMode,
 	}
 	if cfg.Mode == plugins.ModeControl {
 		e.control = control.New(e.conn, e.localClient)
@@ -126,7 +128,7 @@ func (e *Engine) cephVersion() (number, release, git string, err error) {
 
 // connect makes the local connection and, for a worker, enters it into the
 // service map.
-func (e *Engine) connect() (resolved, error) {
+func (e *Engine) connect() (client.Paths, error) {
 	conn, paths, err := dialLocal(e.cfg)
 	if err != nil {
 		return paths, err

@@ -306,8 +306,12 @@ func (d *daemon) open(info plugins.Info) (err error) {
 	if info.AdminSocket != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
 		defer cancel()
+		mode, err := admin.ParseMode(info.AdminSocketMode)
+		if err != nil {
+			d.log.Error().Err(err).Msg("admin_socket_mode is not heeded")
+		}
 		d.socket, err = admin.Listen(ctx, admin.Options{
-			Path: info.AdminSocket, Table: &d.table, Log: d.log,
+			Path: info.AdminSocket, Mode: mode, Table: &d.table, Log: d.log,
 			CommandTimeout: d.settings.Duration("command_budget") + time.Second,
 		})
 		if err != nil {

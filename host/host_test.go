@@ -190,6 +190,26 @@ func (s *site) pluginPID() int {
 	return pid
 }
 
+func TestAdminSocketMode(t *testing.T) {
+	for text, want := range map[string]os.FileMode{"0770": 0o770, "600": 0o600, "rwx": 0} {
+		t.Run(text, func(t *testing.T) {
+			s := newSite(t)
+			s.script.Info.AdminSocketMode = text
+			s.serve("--id", "m")
+			info, err := os.Stat(s.socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want != 0 && info.Mode() != os.ModeSocket|want {
+				t.Errorf("mode %v", info.Mode())
+			}
+			if told := strings.Contains(s.read("log"), "admin_socket_mode"); told != (want == 0) {
+				t.Errorf("the log: %s", s.read("log"))
+			}
+		})
+	}
+}
+
 func TestServesAndStops(t *testing.T) {
 	s := newSite(t)
 	s.script.State = []plugins.Event{

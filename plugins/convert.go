@@ -93,6 +93,7 @@ func infoToPB(i Info) *pb.StartReply {
 		Kind: i.Kind, CephVersion: i.CephVersion, CephRelease: i.CephRelease, GitVersion: i.GitVersion,
 		InstanceId: i.InstanceID, Fsid: i.FSID,
 		AdminSocket: i.AdminSocket, LogFile: i.LogFile, PidFile: i.PidFile, RunDir: i.RunDir,
+		AdminSocketMode: i.AdminSocketMode,
 	}
 }
 
@@ -101,6 +102,7 @@ func infoFromPB(r *pb.StartReply) Info {
 		Kind: r.GetKind(), CephVersion: r.GetCephVersion(), CephRelease: r.GetCephRelease(), GitVersion: r.GetGitVersion(),
 		InstanceID: r.GetInstanceId(), FSID: r.GetFsid(),
 		AdminSocket: r.GetAdminSocket(), LogFile: r.GetLogFile(), PidFile: r.GetPidFile(), RunDir: r.GetRunDir(),
+		AdminSocketMode: r.GetAdminSocketMode(),
 	}
 }
 

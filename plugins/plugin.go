@@ -88,6 +88,9 @@ type Info struct {
 	LogFile     string
 	PidFile     string
 	RunDir      string
+	// AdminSocketMode is the octal mode that the admin socket is to have, empty
+	// for what the umask leaves.
+	AdminSocketMode string
 }
 
 // EventKind says what an Event reports.

@@ -116,6 +116,7 @@ func (e *Engine) Start(_ context.Context, cfg plugins.Config) (plugins.Info, err
 		Kind: "rbd", CephVersion: v.Number, CephRelease: v.Release, GitVersion: v.Git,
 		InstanceID: e.instance, FSID: fsid,
 		AdminSocket: paths.AdminSocket, LogFile: paths.LogFile, PidFile: paths.PidFile, RunDir: paths.RunDir,
+		AdminSocketMode: paths.AdminSocketMode,
 	}
 	if cfg.Mode == plugins.ModeControl {
 		close(e.done)

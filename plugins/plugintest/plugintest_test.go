@@ -41,7 +41,7 @@ func TestEverythingCrossesTheWire(t *testing.T) {
 	bigMap.Instances = []string{"7", "8"}
 	info := plugins.Info{
 		Kind: "cephfs", CephVersion: "20.2.4", CephRelease: "tentacle", GitVersion: "g", InstanceID: "1", FSID: "f",
-		AdminSocket: "/a", LogFile: "/l", PidFile: "/p", RunDir: "/r",
+		AdminSocket: "/a", LogFile: "/l", PidFile: "/p", RunDir: "/r", AdminSocketMode: "0750",
 	}
 	loggers := []plugins.Logger{{
 		Name: "l", Labels: []plugins.Option{{Name: "filesystem", Value: "b\xff"}},

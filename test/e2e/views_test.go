@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -46,6 +47,33 @@ func wantKeys(t *testing.T, what, text string, want ...string) {
 		if !slices.Contains(got, w) {
 			t.Errorf("%s lacks %q: it has %v", what, w, got)
 		}
+	}
+}
+
+// TestAdminSocketMode gives the admin sockets of all daemons a mode.
+func TestAdminSocketMode(t *testing.T) {
+	e := need(t)
+	once(t)
+	e.clear(t)
+	const user = "modes"
+	if err := e.a.AddRBDMirrorUser(e.ctx(t), user); err != nil {
+		t.Fatal(err)
+	}
+	for name, start := range map[string]func(*testing.T) *daemon{
+		"cephfs": func(t *testing.T) *daemon { return e.startOurs(t, "mirror", "--admin-socket-mode=0770") },
+		"stock":  func(t *testing.T) *daemon { return e.startStock(t, "mirror", "--admin-socket-mode=0770") },
+		"rbd":    func(t *testing.T) *daemon { return e.startRBDAs(t, ours, e.a, user, "--admin-socket-mode=0770") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := start(t)
+			info, err := os.Stat(d.sock)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := os.ModeSocket | 0o770; info.Mode() != want {
+				t.Errorf("mode %v, want %v", info.Mode(), want)
+			}
+		})
 	}
 }
 

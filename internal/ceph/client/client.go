@@ -31,7 +31,10 @@ type Spec struct {
 
 // Paths are the local client's options that the host needs, as a daemon of that
 // name would have them.
-type Paths struct{ AdminSocket, LogFile, PidFile, RunDir string }
+type Paths struct {
+	AdminSocket, LogFile, PidFile, RunDir string
+	AdminSocketMode                       string // octal, or empty
+}
 
 // Identity returns cluster and client as spec names them.
 func (s Spec) Identity() (cluster, name string) {
@@ -217,6 +220,9 @@ func resolve(conn *rados.Conn, cluster, name string) Paths {
 		LogFile:     get("log_file"),
 		PidFile:     get("pid_file"),
 		RunDir:      get("run_dir"),
+	}
+	if v, err := conn.GetConfigOption("admin_socket_mode"); err == nil {
+		p.AdminSocketMode = v
 	}
 	// Unlike a daemon, a library has no default for these.
 	if p.AdminSocket == "" && p.RunDir != "" {

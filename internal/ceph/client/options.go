@@ -106,7 +106,7 @@ func (o *Options) Seconds(name string) time.Duration {
 // names.
 func hostOption(name string) bool {
 	switch name {
-	case "admin_socket", "log_file", "pid_file", "run_dir":
+	case "admin_socket", "admin_socket_mode", "log_file", "pid_file", "run_dir":
 		return true
 	}
 	return false

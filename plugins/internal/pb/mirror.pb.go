@@ -216,19 +216,20 @@ func (x *StartRequest) GetSettings() map[string]string {
 }
 
 type StartReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	CephVersion   string                 `protobuf:"bytes,2,opt,name=ceph_version,json=cephVersion,proto3" json:"ceph_version,omitempty"`
-	CephRelease   string                 `protobuf:"bytes,3,opt,name=ceph_release,json=cephRelease,proto3" json:"ceph_release,omitempty"`
-	GitVersion    string                 `protobuf:"bytes,4,opt,name=git_version,json=gitVersion,proto3" json:"git_version,omitempty"`
-	InstanceId    string                 `protobuf:"bytes,5,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	Fsid          string                 `protobuf:"bytes,6,opt,name=fsid,proto3" json:"fsid,omitempty"`
-	AdminSocket   string                 `protobuf:"bytes,7,opt,name=admin_socket,json=adminSocket,proto3" json:"admin_socket,omitempty"`
-	LogFile       string                 `protobuf:"bytes,8,opt,name=log_file,json=logFile,proto3" json:"log_file,omitempty"`
-	PidFile       string                 `protobuf:"bytes,9,opt,name=pid_file,json=pidFile,proto3" json:"pid_file,omitempty"`
-	RunDir        string                 `protobuf:"bytes,10,opt,name=run_dir,json=runDir,proto3" json:"run_dir,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Kind            string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	CephVersion     string                 `protobuf:"bytes,2,opt,name=ceph_version,json=cephVersion,proto3" json:"ceph_version,omitempty"`
+	CephRelease     string                 `protobuf:"bytes,3,opt,name=ceph_release,json=cephRelease,proto3" json:"ceph_release,omitempty"`
+	GitVersion      string                 `protobuf:"bytes,4,opt,name=git_version,json=gitVersion,proto3" json:"git_version,omitempty"`
+	InstanceId      string                 `protobuf:"bytes,5,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	Fsid            string                 `protobuf:"bytes,6,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	AdminSocket     string                 `protobuf:"bytes,7,opt,name=admin_socket,json=adminSocket,proto3" json:"admin_socket,omitempty"`
+	LogFile         string                 `protobuf:"bytes,8,opt,name=log_file,json=logFile,proto3" json:"log_file,omitempty"`
+	PidFile         string                 `protobuf:"bytes,9,opt,name=pid_file,json=pidFile,proto3" json:"pid_file,omitempty"`
+	RunDir          string                 `protobuf:"bytes,10,opt,name=run_dir,json=runDir,proto3" json:"run_dir,omitempty"`
+	AdminSocketMode string                 `protobuf:"bytes,11,opt,name=admin_socket_mode,json=adminSocketMode,proto3" json:"admin_socket_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StartReply) Reset() {
@@ -327,6 +328,13 @@ func (x *StartReply) GetPidFile() string {
 func (x *StartReply) GetRunDir() string {
 	if x != nil {
 		return x.RunDir
+	}
+	return ""
+}
+
+func (x *StartReply) GetAdminSocketMode() string {
+	if x != nil {
+		return x.AdminSocketMode
 	}
 	return ""
 }
@@ -1314,7 +1322,7 @@ const file_mirror_proto_rawDesc = "" +
 	"\bsettings\x18\x06 \x03(\v2).cephmirror.v1.StartRequest.SettingsEntryR\bsettings\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xda\x02\n" +
 	"\n" +
 	"StartReply\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12!\n" +
@@ -1329,7 +1337,8 @@ const file_mirror_proto_rawDesc = "" +
 	"\blog_file\x18\b \x01(\tR\alogFile\x12\x19\n" +
 	"\bpid_file\x18\t \x01(\tR\apidFile\x12\x17\n" +
 	"\arun_dir\x18\n" +
-	" \x01(\tR\x06runDir\"\x0f\n" +
+	" \x01(\tR\x06runDir\x12*\n" +
+	"\x11admin_socket_mode\x18\v \x01(\tR\x0fadminSocketMode\"\x0f\n" +
 	"\rEventsRequest\"\xcf\x01\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\x05R\x04kind\x12\x16\n" +
