@@ -95,6 +95,20 @@ func newRoot(env []string, release func()) *cobra.Command {
 	return root
 }
 
+// group is a command that has nothing but other commands below it. A word that is
+// none of them is an error.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, words []string) error {
+			if len(words) > 0 {
+				return fmt.Errorf("unknown command %q for %q", words[0], cmd.CommandPath())
+			}
+			return cmd.Help()
+		},
+	}
+}
+
 // newDaemonCommand is the client of admin sockets.
 func newDaemonCommand() *cobra.Command {
 	var format string

@@ -160,6 +160,9 @@ func (c counters) Loggers(ctx context.Context) ([]admin.Logger, error) {
 			})
 		}
 	}
+	if r := c.schedules.Load(); r != nil {
+		out = append(out, scheduleLoggers(r.Status().Units)...)
+	}
 	return out, nil
 }
 

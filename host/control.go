@@ -68,7 +68,6 @@ func mirrorCommands() []mirrorCommand {
 // newFSCommand builds "fs snapshot mirror …" with the grammar of the ceph
 // command.
 func newFSCommand(env []string, conn *connection) *cobra.Command {
-	group := func(use, short string) *cobra.Command { return &cobra.Command{Use: use, Short: short} }
 	fs := group("fs", "Control mirroring of file systems")
 	snapshot, mirror := group("snapshot", "Control mirroring of snapshots"), group("mirror", "Control mirroring of snapshots")
 	fs.AddCommand(snapshot)

@@ -159,7 +159,6 @@ func scheduleFailure(verb string, err error) error {
 // newRBDCommand builds "rbd mirror snapshot schedule …" with the grammar of the
 // rbd tool.
 func newRBDCommand(env []string, conn *connection) *cobra.Command {
-	group := func(use, short string) *cobra.Command { return &cobra.Command{Use: use, Short: short} }
 	rbd := group("rbd", "Control mirroring of images")
 	mirror, snapshot := group("mirror", "Control mirroring of images"), group("snapshot", "Mirror snapshots")
 	sched := group("schedule", "Schedules of mirror snapshots")
@@ -242,7 +241,12 @@ func rbdScheduleChange(env []string, conn *connection, verb, alias string, requi
 		return change(cmd.Context(), s, manage.LevelOf(l), words[0], words[1])
 	})
 	cmd.Short = "Change a schedule: " + verb + " a rule"
-	cmd.Long = `INTERVAL is a number of days, hours or minutes (1d, 12h, 30m), counted from
+	if len(required) == 0 {
+		cmd.Short += ", or all"
+	}
+	cmd.Long = cmd.Short + `.
+
+INTERVAL is a number of days, hours or minutes (1d, 12h, 30m), counted from
 START-TIME on 1 January 1970: a time of day in ISO 8601, with a zone or in that of
 the setting schedule_timezone. A cron expression in its place, in quotes, has five
 fields, may be @daily and the like, and may begin with CRON_TZ=ZONE.`
@@ -312,7 +316,9 @@ func rbdScheduleAdopt(env []string, conn *connection) *cobra.Command {
 		return s.Adopt(cmd.Context(), l, dry, func(line string) { fmt.Fprintln(cmd.OutOrStdout(), line) })
 	})
 	cmd.Short = "Take over the schedules of Ceph's own module"
-	cmd.Long = `Moves the schedules that Ceph's rbd_support module keeps, at the level given and
+	cmd.Long = cmd.Short + `.
+
+Moves the schedules that Ceph's rbd_support module keeps, at the level given and
 below, to cephmirror's. The module is told to remove each and forgets it at once;
 no run falls to both. What breaks off halfway is finished by the next adopt.`
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be done")
@@ -341,4 +347,32 @@ func (d *daemon) scheduleCommand(context.Context, admin.Request) (admin.Reply, e
 	}
 	out, err := json.Marshal(report)
 	return admin.Reply{JSON: out}, err
+}
+
+// schedulePriority is that of counters which Ceph's exporter shows.
+const schedulePriority = 5
+
+// scheduleLoggers are the counters of the schedules that this instance follows.
+func scheduleLoggers(units []runner.Status) []admin.Logger {
+	unix := func(t time.Time) float64 {
+		if t.IsZero() {
+			return 0
+		}
+		return float64(t.UnixMilli()) / 1000
+	}
+	var out []admin.Logger
+	for _, u := range units {
+		out = append(out, admin.Logger{
+			Name:   "cephmirror_schedule",
+			Labels: []admin.Pair{{Name: "domain", Value: u.Domain}, {Name: "unit", Value: u.Name}},
+			Counters: []admin.Counter{
+				{Name: "snapshots", Type: admin.CounterU64, Description: "Snapshots made by schedule", U64: u.Taken, Priority: schedulePriority},
+				{Name: "missed", Type: admin.CounterU64, Description: "Runs that did not take place at their time", U64: u.Missed, Priority: schedulePriority},
+				{Name: "failures", Type: admin.CounterU64, Description: "Snapshots that could not be made", U64: u.Failed, Priority: schedulePriority},
+				{Name: "last_snapshot", Type: admin.GaugeSeconds, Description: "When the newest snapshot was made", Value: unix(u.LastAt), Priority: schedulePriority},
+				{Name: "next_snapshot", Type: admin.GaugeSeconds, Description: "When the next snapshot is due", Value: unix(u.NextAt), Priority: schedulePriority},
+			},
+		})
+	}
+	return out
 }

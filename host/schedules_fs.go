@@ -16,17 +16,15 @@ import (
 // doubt that this is not Ceph's "fs snap-schedule", which keeps its schedules
 // elsewhere.
 func newFSScheduleCommand(env []string, conn *connection) *cobra.Command {
-	sched := &cobra.Command{
-		Use: "schedule", Short: "Schedules of snapshots of directories",
-		Long: `Schedules of snapshots of directories: for one directory with --path, or without
+	sched := group("schedule", "Schedules of snapshots of directories")
+	sched.Long = `Schedules of snapshots of directories: for one directory with --path, or without
 for all directories of the file system that are mirrored; one of its own counts
 alone for a directory. They are followed by the cephmirror daemons of the cluster
 that the file system is mirrored from, whose user needs the capability
 "mds 'allow rws'" for it.
 
 The snapshots are called cephmirror-YYYY-MM-DD-hh_mm_ss_UTC. What --keep says
-counts among them alone: no other snapshot is ever removed.`,
-	}
+counts among them alone: no other snapshot is ever removed.`
 	var keep string
 	add := fsScheduleCommand(env, conn, "add FS_NAME INTERVAL [START]", "Add a rule, and say how many snapshots to keep", 2, 3,
 		func(cmd *cobra.Command, s manage.Schedules, l manage.Level, words []string) error {

@@ -1,12 +1,24 @@
 package host
 
 import (
+	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"cephmirror/admin"
 	"cephmirror/host/schedule"
 	"cephmirror/host/schedule/manage"
+	"cephmirror/host/schedule/runner"
+	"cephmirror/host/supervise"
 )
 
 func TestScheduleLevel(t *testing.T) {
@@ -83,4 +95,59 @@ func TestScheduleFailure(t *testing.T) {
 	if got := strerror(syscall.ENOENT); got != "No such file or directory" {
 		t.Error(got)
 	}
+}
+
+func TestScheduleCounters(t *testing.T) {
+	at := time.Date(2026, 11, 22, 7, 0, 0, 5e8, time.UTC)
+	loggers := scheduleLoggers([]runner.Status{
+		{Name: "rbd/a", Domain: "rbd", Taken: 3, Missed: 2, Failed: 1, LastAt: at, NextAt: at.Add(time.Hour)},
+		{Name: "rbd/b", Domain: "rbd"},
+	})
+	c := &collector{counters: fixed(loggers), status: func() supervise.Status { return supervise.Status{} }, budget: time.Second}
+	want := `
+# HELP ceph_cephmirror_schedule_failures Snapshots that could not be made
+# TYPE ceph_cephmirror_schedule_failures counter
+ceph_cephmirror_schedule_failures{domain="rbd",unit="rbd/a"} 1
+ceph_cephmirror_schedule_failures{domain="rbd",unit="rbd/b"} 0
+# HELP ceph_cephmirror_schedule_last_snapshot When the newest snapshot was made
+# TYPE ceph_cephmirror_schedule_last_snapshot gauge
+ceph_cephmirror_schedule_last_snapshot{domain="rbd",unit="rbd/a"} 1.7953308005e+09
+ceph_cephmirror_schedule_last_snapshot{domain="rbd",unit="rbd/b"} 0
+# HELP ceph_cephmirror_schedule_missed Runs that did not take place at their time
+# TYPE ceph_cephmirror_schedule_missed counter
+ceph_cephmirror_schedule_missed{domain="rbd",unit="rbd/a"} 2
+ceph_cephmirror_schedule_missed{domain="rbd",unit="rbd/b"} 0
+# HELP ceph_cephmirror_schedule_next_snapshot When the next snapshot is due
+# TYPE ceph_cephmirror_schedule_next_snapshot gauge
+ceph_cephmirror_schedule_next_snapshot{domain="rbd",unit="rbd/a"} 1.7953344005e+09
+ceph_cephmirror_schedule_next_snapshot{domain="rbd",unit="rbd/b"} 0
+# HELP ceph_cephmirror_schedule_snapshots Snapshots made by schedule
+# TYPE ceph_cephmirror_schedule_snapshots counter
+ceph_cephmirror_schedule_snapshots{domain="rbd",unit="rbd/a"} 3
+ceph_cephmirror_schedule_snapshots{domain="rbd",unit="rbd/b"} 0
+`
+	if got := exposed(t, c, "ceph_cephmirror_schedule_"); got != want {
+		t.Error(cmp.Diff(want, got))
+	}
+}
+
+// fixed are counters that do not change.
+type fixed []admin.Logger
+
+func (f fixed) Loggers(context.Context) ([]admin.Logger, error) { return f, nil }
+
+// exposed returns what Prometheus would be given of metrics with a prefix.
+func exposed(t *testing.T, c *collector, prefix string) string {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(c)
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	out := "\n"
+	for line := range strings.Lines(w.Body.String()) {
+		if strings.Contains(line, prefix) {
+			out += line
+		}
+	}
+	return out
 }

@@ -86,8 +86,9 @@ type ScheduleUnit struct {
 	Own []ScheduledSnapshot `json:"own,omitempty"`
 	// Busy: a snapshot of it is being made or removed.
 	Busy bool `json:"busy,omitempty"`
-	// Failures counts what failed, Error is the last reason; a success clears
-	// that.
+	// Taken and Failures count the snapshots that this instance made, and failed
+	// to make. Error is why that, or a removal, failed the last time.
+	Taken    uint64 `json:"taken,omitempty"`
 	Failures uint64 `json:"failures,omitempty"`
 	Error    string `json:"error,omitempty"`
 }

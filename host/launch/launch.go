@@ -103,7 +103,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	if got.err != nil {
 		proc.kill()
 		client.Kill()
-		err := fmt.Errorf("starting plugin %s: %w", spec.Path, got.err)
+		err := fmt.Errorf("starting plugin %s: %w", spec.Path, short(got.err))
 		if last := out.lastWords(time.Now()); last != "" {
 			err = fmt.Errorf("%w; its last output: %s", err, last)
 		}
@@ -114,6 +114,16 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	_ = os.RemoveAll(sockets)
 	p.client, p.runner = got.client, proc
 	return p, nil
+}
+
+// short leaves of several lines only the last: go-plugin puts what it knows in
+// general in front of what the process has to say.
+func short(err error) error {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	if len(lines) == 1 {
+		return err
+	}
+	return errors.New(lines[len(lines)-1])
 }
 
 func connect(c *goplugin.Client) (*plugins.Client, error) {

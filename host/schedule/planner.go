@@ -17,12 +17,15 @@ type Planner struct {
 type planned struct {
 	items []Item
 	next  time.Time
+	late  bool // next was missed
 }
 
 // Due is a unit whose time has come.
 type Due struct {
 	Unit string
 	At   time.Time // the time for which it was planned
+	// Missed: it makes up for runs that did not take place at their times.
+	Missed bool
 }
 
 // NewPlanner returns a planner without units. Rules without a zone count in loc.
@@ -45,7 +48,7 @@ func (p *Planner) Set(unit string, items []Item, last, now time.Time) {
 	// A snapshot from the future is one of a clock that was wrong: it tells nothing.
 	if !last.IsZero() && !last.After(now) {
 		if missed := MissedOf(items, last, now, p.loc); !missed.IsZero() {
-			u.next = missed
+			u.next, u.late = missed, true
 		}
 	}
 	p.units[unit] = u
@@ -80,14 +83,15 @@ func (p *Planner) Due(now time.Time) []Due {
 	for unit, u := range p.units {
 		if back {
 			if next := NextOf(u.items, now, p.loc); next.Before(u.next) {
-				u.next = next
+				u.next, u.late = next, false
 			}
 		}
 		if u.next.IsZero() || u.next.After(now) {
 			continue
 		}
-		due = append(due, Due{unit, u.next})
-		u.next = NextOf(u.items, now, p.loc)
+		after := NextOf(u.items, u.next, p.loc)
+		due = append(due, Due{unit, u.next, u.late || !after.IsZero() && !after.After(now)})
+		u.next, u.late = NextOf(u.items, now, p.loc), false
 	}
 	sortDue(due)
 	return due
@@ -98,7 +102,7 @@ func (p *Planner) Next() []Due {
 	var all []Due
 	for unit, u := range p.units {
 		if !u.next.IsZero() {
-			all = append(all, Due{unit, u.next})
+			all = append(all, Due{unit, u.next, u.late})
 		}
 	}
 	sortDue(all)

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -64,6 +65,7 @@ type Runner struct {
 	generation uint64
 	domains    []plugins.ScheduleDomain
 	failures   map[string]failing
+	missed     map[string]uint64    // runs that did not take place in time
 	pruned     map[string]time.Time // when the removal was last asked for
 	warned     map[string]string
 
@@ -79,21 +81,29 @@ type failing struct {
 
 // Status is where one unit stands.
 type Status struct {
-	Name   string `json:"name"`
-	Next   string `json:"next,omitempty"`
-	Last   string `json:"last,omitempty"`
-	Busy   bool   `json:"busy"`
-	Held   string `json:"held,omitempty"`
-	Error  string `json:"error,omitempty"`
+	Name  string `json:"name"`
+	Next  string `json:"next,omitempty"`
+	Last  string `json:"last,omitempty"`
+	Busy  bool   `json:"busy"`
+	Held  string `json:"held,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Taken counts the snapshots that this instance made, Missed the runs that
+	// did not take place at their time: they were made up for later, several by
+	// one snapshot, or left out because the snapshot before took too long.
+	Taken  uint64 `json:"snapshots"`
+	Missed uint64 `json:"missed"`
 	Failed uint64 `json:"failures"`
+
+	Domain         string    `json:"-"`
+	NextAt, LastAt time.Time `json:"-"`
 }
 
 // New returns a runner. Rules without a zone count in loc.
 func New(p Plugin, loc *time.Location, log zerolog.Logger, clock Clock) *Runner {
 	return &Runner{
 		plugin: p, loc: loc, log: log, clock: clock,
-		planner: schedule.NewPlanner(loc), failures: make(map[string]failing), pruned: make(map[string]time.Time),
-		warned: make(map[string]string),
+		planner: schedule.NewPlanner(loc), failures: make(map[string]failing), missed: make(map[string]uint64),
+		pruned: make(map[string]time.Time), warned: make(map[string]string),
 	}
 }
 
@@ -137,10 +147,14 @@ func (r *Runner) Step(ctx context.Context) error {
 	}
 	for _, due := range r.planner.Due(now) {
 		r.log.Debug().Str("unit", due.Unit).Time("at", due.At).Msg("a scheduled snapshot is due")
+		if due.Missed {
+			r.missed[due.Unit]++
+		}
 		err := r.call(ctx, plugins.ScheduleRun, map[string]any{"id": due.Unit}, nil)
 		switch {
 		case err == nil:
 		case errors.Is(err, syscall.EALREADY):
+			r.missed[due.Unit]++
 			r.log.Warn().Str("unit", due.Unit).Msg("the last scheduled snapshot is still being made, leaving this one out")
 		case errors.Is(err, syscall.ESTALE): // another instance sees to it
 		default:
@@ -185,11 +199,9 @@ func (r *Runner) plan(now time.Time) {
 		}
 	}
 	r.planner.Keep(units)
-	for unit := range r.failures {
-		if !units[unit] {
-			delete(r.failures, unit)
-		}
-	}
+	maps.DeleteFunc(r.failures, func(unit string, _ failing) bool { return !units[unit] })
+	maps.DeleteFunc(r.missed, func(unit string, _ uint64) bool { return !units[unit] })
+	maps.DeleteFunc(r.pruned, func(unit string, _ time.Time) bool { return !units[unit] })
 }
 
 // since is the time from which runs of a unit can have been missed, zero if there
@@ -209,11 +221,11 @@ func since(u plugins.ScheduleUnit, items []schedule.Item, now time.Time) time.Ti
 
 // retry plans a failed run anew.
 func (r *Runner) retry(u plugins.ScheduleUnit, now time.Time) {
-	was, known := r.failures[u.ID]
+	was := r.failures[u.ID]
 	switch {
 	case u.Error == "":
 		r.failures[u.ID] = failing{count: u.Failures}
-	case !known || u.Failures > was.count:
+	case u.Failures > was.count: // and not only the removal of another
 		pause := min(max(2*was.pause, retryMin), retryMax)
 		r.failures[u.ID] = failing{u.Failures, pause}
 		r.planner.Retry(u.ID, now.Add(pause))
@@ -328,7 +340,8 @@ func (r *Runner) show() {
 		for _, u := range d.Units {
 			list = append(list, Status{
 				Name: u.Name, Next: stamp(next[u.ID]), Last: stamp(u.Last), Busy: u.Busy,
-				Held: u.Held, Error: u.Error, Failed: u.Failures,
+				Held: u.Held, Error: u.Error, Taken: u.Taken, Missed: r.missed[u.ID], Failed: u.Failures,
+				Domain: d.Name, NextAt: next[u.ID], LastAt: u.Last,
 			})
 		}
 	}

@@ -32,7 +32,9 @@ type cluster struct {
 	failing    map[string]bool
 	failures   map[string]uint64
 	broken     map[string]string
-	keep       bool // tell the snapshots, so that they can be removed
+	busy       map[string]bool
+	taken      map[string]uint64 // since another leads
+	keep       bool              // tell the snapshots, so that they can be removed
 }
 
 func newCluster(units ...string) *cluster {
@@ -40,6 +42,7 @@ func newCluster(units ...string) *cluster {
 		now: monday, generation: 1, plans: make(map[string]string), made: make(map[string][]time.Time),
 		held: make(map[string]string), stock: make(map[string]string), failing: make(map[string]bool),
 		failures: make(map[string]uint64), broken: make(map[string]string),
+		busy: make(map[string]bool), taken: make(map[string]uint64),
 	}
 	for _, u := range units {
 		c.made[u] = nil
@@ -68,6 +71,8 @@ func (c *cluster) set(t interface{ Fatal(...any) }, key string, rules ...string)
 // lead makes another instance follow.
 func (c *cluster) lead(instance string) {
 	c.leader = instance
+	clear(c.taken)
+	clear(c.failures)
 	c.generation++
 }
 
@@ -116,7 +121,7 @@ func (i *instance) call(cmd plugins.Command) (any, error) {
 		for unit, made := range c.made {
 			u := plugins.ScheduleUnit{
 				ID: unit, Name: unit, Keys: []string{unit, ""}, Held: c.held[unit], Stock: c.stock,
-				Failures: c.failures[unit], Error: c.broken[unit],
+				Failures: c.failures[unit], Error: c.broken[unit], Taken: c.taken[unit],
 			}
 			if len(made) > 0 {
 				u.Last = made[len(made)-1]
@@ -137,7 +142,11 @@ func (i *instance) call(cmd plugins.Command) (any, error) {
 			c.broken[id] = "no room"
 			return struct{}{}, nil
 		}
+		if c.busy[id] {
+			return nil, syscall.EALREADY
+		}
 		c.broken[id] = ""
+		c.taken[id]++
 		c.made[id] = append(c.made[id], c.now)
 		return struct{}{}, nil
 	case plugins.SchedulePrune:
@@ -307,6 +316,57 @@ func TestFailures(t *testing.T) {
 	if len(c.made["bad"]) != 2 || len(c.made["good"]) != 2 { // late for 01:00, and 02:00
 		t.Errorf("made %v and %v", clocks(c.made["bad"]), clocks(c.made["good"]))
 	}
+}
+
+// What cannot be removed is no snapshot that failed: none is made instead.
+func TestRemovalFails(t *testing.T) {
+	c := newCluster("u")
+	c.set(t, "u", "1h", "")
+	a := c.instance("a")
+	c.lead("a")
+	c.pass(t, 61*time.Minute, 10*time.Second, a)
+	c.broken["u"] = "device or resource busy"
+	c.generation++
+	c.pass(t, 50*time.Minute, 10*time.Second, a)
+	want(t, c.made["u"], "Mon 01:00")
+	if s := a.r.Status().Units[0]; s.Error != "device or resource busy" || s.Failed != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	c := newCluster("u")
+	c.set(t, "u", "1h", "")
+	a := c.instance("a")
+	expect := func(taken, missed, failed uint64, last, next string) {
+		t.Helper()
+		s := a.r.Status().Units[0]
+		if s.Taken != taken || s.Missed != missed || s.Failed != failed || s.Domain != "pool" ||
+			s.LastAt.Format("15:04") != last || s.NextAt.Format("15:04") != next {
+			t.Errorf("%+v; want %d taken, %d missed, %d failed, the last at %s, the next at %s", s, taken, missed, failed, last, next)
+		}
+	}
+	c.lead("a")
+	c.pass(t, 130*time.Minute, 10*time.Second, a)
+	expect(2, 0, 0, "02:00", "03:00")
+	c.lead("")
+	c.pass(t, 200*time.Minute, 10*time.Second, a) // 03:00, 04:00 and 05:00 are missed, to 05:30
+	c.lead("a")
+	c.pass(t, time.Minute, 10*time.Second, a)
+	expect(1, 1, 0, "05:30", "06:00")
+	c.busy["u"] = true
+	c.pass(t, time.Hour, 10*time.Second, a)
+	expect(1, 2, 0, "05:30", "07:00")
+	c.busy["u"], c.failing["u"] = false, true
+	c.pass(t, 30*time.Minute+20*time.Second, time.Second, a)
+	expect(1, 2, 3, "05:30", "07:01") // the third try is to come
+	c.failing["u"] = false
+	c.pass(t, time.Minute, time.Second, a)
+	expect(2, 2, 3, "07:01", "08:00")
+	// The machine sleeps over some.
+	c.now = c.now.Add(3 * time.Hour)
+	c.pass(t, 2*time.Second, time.Second, a)
+	expect(3, 3, 3, "10:02", "11:00")
 }
 
 func TestHeld(t *testing.T) {
