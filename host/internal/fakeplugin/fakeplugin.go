@@ -52,7 +52,7 @@ func Serve() {
 	}
 	s.note("pids", fmt.Sprint(os.Getpid()))
 	if s.Mute {
-		select {}
+		time.Sleep(time.Hour) // without a timer Go would see a deadlock
 	}
 	if s.CrashFirst > 0 {
 		pids, _ := os.ReadFile(filepath.Join(s.Dir, "pids"))
@@ -156,7 +156,7 @@ func (s *Script) write(l *plugins.Lease) {
 func (s *Script) call(ctx context.Context, fake *plugintest.Fake, c plugins.Command) plugins.Result {
 	switch c.Prefix {
 	case "hang": // as a library call that cannot be cancelled
-		select {}
+		time.Sleep(time.Hour) // without a timer Go would see a deadlock
 	case "wait": // as one that can
 		<-ctx.Done()
 		return plugins.ErrorResult(ctx.Err())
