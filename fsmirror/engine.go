@@ -23,6 +23,7 @@ import (
 	"cephmirror/internal/ceph"
 	"cephmirror/internal/ceph/client"
 	"cephmirror/plugins"
+	"cephmirror/plugins/scheduling"
 )
 
 // Engine is the cephfs plugin.
@@ -35,7 +36,7 @@ type Engine struct {
 	info      plugins.Info
 	memory    *treesync.Memory
 	control   *control.Control // in control mode
-	scheduler *scheduler
+	scheduled *scheduling.Board
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -68,7 +69,7 @@ func New(log zerolog.Logger, lease *plugins.Lease) *Engine {
 		dirty:       make(chan struct{}, 1),
 		renew:       make(chan time.Duration, 1),
 		filesystems: make(map[int64]*filesystem),
-		scheduler:   newScheduler(),
+		scheduled:   scheduling.NewBoard(lease.Valid, snapshotsAtOnce),
 	}
 }
 

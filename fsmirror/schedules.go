@@ -2,12 +2,10 @@ package fsmirror
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +18,7 @@ import (
 	"cephmirror/internal/ceph"
 	"cephmirror/internal/ceph/schedules"
 	"cephmirror/plugins"
+	"cephmirror/plugins/scheduling"
 )
 
 // Schedules of snapshots of directories. They lie in the metadata pool (see
@@ -30,10 +29,6 @@ import (
 // controls the directory map, which the stock module may do.
 
 const (
-	// scheduleRound is how often the schedules are looked at, scheduleUnits how
-	// often the directories although no schedule changed.
-	scheduleRound = 2 * time.Second
-	scheduleUnits = 15 * time.Second
 	// snapshotsAtOnce bounds the snapshots that are made or removed at once.
 	snapshotsAtOnce = 4
 
@@ -58,51 +53,41 @@ func scheduledTime(name string) (time.Time, bool) {
 	return t, err == nil
 }
 
-// followed is what the host has to know of the schedules of one file system, as
-// long as this instance follows them.
-type followed struct {
-	f     *filesystem
-	until time.Time
-	state plugins.ScheduleDomain
-	jobs  map[string]*scheduleJob
-	wg    sync.WaitGroup // of the jobs under way
-	ended bool
-}
-
-type scheduleJob struct {
-	busy     bool
-	failures uint64
-	err      string
-}
-
-// scheduler holds those of all file systems.
-type scheduler struct {
-	mu         sync.Mutex
-	generation uint64
-	by         map[int64]*followed
-	slots      chan struct{}
-}
-
-func newScheduler() *scheduler {
-	return &scheduler{by: make(map[int64]*followed), slots: make(chan struct{}, snapshotsAtOnce)}
-}
-
 // followSchedules takes part in following the schedules of the file system until
 // ctx ends. It may hang with the MDS: then another instance takes over.
 func (f *filesystem) followSchedules(ctx context.Context, ioctx *rados.IOContext) {
-	s := f.eng.scheduler
-	w := &followed{f: f, jobs: make(map[string]*scheduleJob)}
-	s.mu.Lock()
-	s.by[f.id] = w
-	s.mu.Unlock()
 	store := schedules.NewStore(ioctx)
-	r := scheduleFollower{
-		f: f, w: w, store: store,
-		lead: schedules.NewLead(f.eng.instance, store.SwapLeader, time.Now),
+	var jobs sync.WaitGroup
+	shown := f.eng.scheduled.Join(f.id, scheduling.Maker{Log: f.log, Go: jobs.Go, Make: f.makeScheduled, Remove: f.removeScheduled})
+	follower := &schedules.Follower{Log: f.log, Valid: f.eng.lease.Valid, Show: shown.Lead}
+	round := func() error {
+		contents, err := store.Load()
+		if err != nil {
+			return err
+		}
+		return follower.Round(schedules.Round{
+			Swap: store.SwapLeader, Self: f.eng.instance, Contents: contents,
+			Wanted: len(contents.Schedules) > 0,
+			Rules:  func() (map[string]string, error) { return contents.Schedules, nil },
+			Look: func() error {
+				src, release, err := f.source(ctx)
+				if err != nil {
+					return err
+				}
+				defer release()
+				d, err := scheduleDomain(ioctx, src.copy, dirstore.FileSystem{ID: f.id, Name: f.name}, contents)
+				if err != nil {
+					return err
+				}
+				d.Leader = f.eng.instance
+				shown.Show(d)
+				return nil
+			},
+		})
 	}
 	failing := ""
 	for {
-		err := r.round(ctx, ioctx)
+		err := round()
 		switch {
 		case err == nil:
 			failing = ""
@@ -110,128 +95,14 @@ func (f *filesystem) followSchedules(ctx context.Context, ioctx *rados.IOContext
 			failing = err.Error()
 			f.log.Warn().Err(err).Msg("schedules of snapshots")
 		}
-		r.noteError(err)
-		if !sleep(ctx, scheduleRound) {
+		shown.Trouble(err)
+		if !sleep(ctx, schedules.RoundEvery) {
 			break
 		}
 	}
-	s.mu.Lock()
-	w.until, w.ended = time.Time{}, true
-	if s.by[f.id] == w {
-		delete(s.by, f.id)
-	}
-	s.generation++
-	s.mu.Unlock()
-	w.wg.Wait()
-	r.resign()
-}
-
-// scheduleFollower is the part of one instance.
-type scheduleFollower struct {
-	f     *filesystem
-	w     *followed
-	store *schedules.Store
-	lead  *schedules.Lead
-
-	seen map[string]string // schedules, when the directories were looked at
-	read time.Time
-	took time.Duration
-}
-
-func (r *scheduleFollower) round(ctx context.Context, ioctx *rados.IOContext) error {
-	contents, err := r.store.Load()
-	if err != nil {
-		return err
-	}
-	if len(contents.Schedules) == 0 {
-		r.resign()
-		return nil
-	}
-	if !r.f.eng.lease.Valid() {
-		return nil // the lead runs out
-	}
-	led := r.lead.Leading()
-	err = r.lead.Round(contents.Leader)
-	if !r.lead.Leading() {
-		r.setUntil(time.Time{})
-		r.seen = nil
-		if led {
-			r.f.log.Info().Msg("another instance follows the schedules of snapshots")
-		}
-		return err
-	}
-	if !led {
-		r.f.log.Info().Msg("following the schedules of snapshots")
-		r.seen = nil
-	}
-	if err := errors.Join(err, r.look(ctx, ioctx, contents)); err != nil {
-		return err
-	}
-	r.setUntil(r.lead.Until())
-	return nil
-}
-
-func (r *scheduleFollower) look(ctx context.Context, ioctx *rados.IOContext, contents schedules.Contents) error {
-	fresh := r.seen != nil && maps.Equal(r.seen, contents.Schedules)
-	if fresh && time.Since(r.read) < max(scheduleUnits, 20*r.took) {
-		return nil
-	}
-	begun := time.Now()
-	src, release, err := r.f.source(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
-	d, err := scheduleDomain(ioctx, src.copy, dirstore.FileSystem{ID: r.f.id, Name: r.f.name}, contents)
-	if err != nil {
-		return err
-	}
-	r.seen, r.read, r.took = contents.Schedules, begun, time.Since(begun)
-	d.Leader = r.f.eng.instance
-	r.change(func() { r.w.state = d })
-	return nil
-}
-
-func (r *scheduleFollower) change(do func()) {
-	s := r.f.eng.scheduler
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	do()
-	s.generation++
-}
-
-func (r *scheduleFollower) setUntil(t time.Time) {
-	s := r.f.eng.scheduler
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if r.w.until.IsZero() != t.IsZero() {
-		s.generation++
-	}
-	r.w.until = t
-}
-
-func (r *scheduleFollower) noteError(err error) {
-	text := errorText(err)
-	s := r.f.eng.scheduler
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if r.w.state.Error != text {
-		r.w.state.Error = text
-		s.generation++
-	}
-}
-
-func (r *scheduleFollower) resign() {
-	if !r.lead.Leading() {
-		return
-	}
-	r.setUntil(time.Time{})
-	r.seen = nil
-	if err := r.lead.Resign(); err != nil {
-		r.f.log.Debug().Err(err).Msg("giving up the schedules of snapshots")
-		return
-	}
-	r.f.log.Info().Msg("no longer following the schedules of snapshots")
+	shown.Leave()
+	jobs.Wait()
+	follower.Resign(store.SwapLeader)
 }
 
 // scheduleDomain reads all about the schedules of one file system.
@@ -275,9 +146,7 @@ func scheduleDomain(ioctx *rados.IOContext, m *ceph.Mount, fs dirstore.FileSyste
 		case err != nil:
 			return d, err
 		}
-		if u.Own = own; len(own) > 0 {
-			u.Last = own[len(own)-1].Made
-		}
+		u.Own, u.Last = own, newestScheduled(own)
 		d.Units = append(d.Units, u)
 	}
 	return d, nil
@@ -311,119 +180,9 @@ func scheduledSnapshots(m *ceph.Mount, dir string) ([]plugins.ScheduledSnapshot,
 	return own, nil
 }
 
-// state is what the host has to know.
-func (s *scheduler) state(known uint64) plugins.ScheduleState {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	for _, w := range s.by {
-		if !w.until.IsZero() && now.After(w.until) {
-			w.until = time.Time{}
-			s.generation++
-		}
-	}
-	out := plugins.ScheduleState{Generation: s.generation}
-	if known == s.generation && known != 0 {
-		return out
-	}
-	for _, id := range slices.Sorted(maps.Keys(s.by)) {
-		w := s.by[id]
-		if w.until.IsZero() {
-			continue
-		}
-		d := w.state
-		d.Units = slices.Clone(d.Units)
-		for i, u := range d.Units {
-			if j := w.jobs[u.ID]; j != nil {
-				d.Units[i].Busy, d.Units[i].Failures, d.Units[i].Error = j.busy, j.failures, j.err
-			}
-		}
-		out.Domains = append(out.Domains, d)
-	}
-	return out
-}
-
-// begin starts a job for a directory, given by the id of the unit.
-func (s *scheduler) begin(unit string, do func(m *ceph.Mount, dir string) error) error {
-	id, dir, ok := strings.Cut(unit, "/")
-	fscid, err := strconv.ParseInt(id, 10, 64)
-	if !ok || err != nil {
-		return fmt.Errorf("%q is no directory: %w", unit, syscall.EINVAL)
-	}
-	dir = "/" + dir
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	w := s.by[fscid]
-	if w == nil || !w.leads() {
-		return fmt.Errorf("schedules of file system %s are not followed here: %w", id, syscall.ESTALE)
-	}
-	j := w.jobs[unit]
-	if j == nil {
-		j = &scheduleJob{}
-		w.jobs[unit] = j
-	}
-	if j.busy {
-		return fmt.Errorf("snapshots of %s are being made or removed: %w", dir, syscall.EALREADY)
-	}
-	j.busy = true
-	s.generation++
-	w.wg.Go(func() { w.work(j, unit, dir, do) })
-	return nil
-}
-
-// leads tells whether the lead is ours for sure.
-func (w *followed) leads() bool {
-	return !w.ended && time.Now().Before(w.until) && w.f.eng.lease.Valid()
-}
-
-func (w *followed) work(j *scheduleJob, unit, dir string, do func(*ceph.Mount, string) error) {
-	s := w.f.eng.scheduler
-	s.slots <- struct{}{}
-	defer func() { <-s.slots }()
-	s.mu.Lock()
-	ours := w.leads()
-	s.mu.Unlock()
-	err := error(syscall.ESTALE)
-	var own []plugins.ScheduledSnapshot
-	known := false
-	if ours {
-		var src *sources
-		var release func()
-		if src, release, err = w.f.source(w.f.ctx); err == nil {
-			err = do(src.copy, dir)
-			list, e := scheduledSnapshots(src.copy, dir)
-			own, known = list, e == nil
-			release()
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.generation++
-	j.busy = false
-	i := slices.IndexFunc(w.state.Units, func(u plugins.ScheduleUnit) bool { return u.ID == unit })
-	if known && i >= 0 {
-		units := slices.Clone(w.state.Units)
-		units[i].Own, units[i].Last = own, time.Time{}
-		if len(own) > 0 {
-			units[i].Last = own[len(own)-1].Made
-		}
-		w.state.Units = units
-	}
-	if err == nil {
-		j.err = ""
-		return
-	}
-	if ceph.Is(err, syscall.EPERM, syscall.EACCES) {
-		err = fmt.Errorf("%w (does %s have the capability mds 'allow rws'?)", err, w.f.eng.cfg.Name)
-	}
-	j.failures++
-	j.err = err.Error()
-	w.f.log.Warn().Err(err).Str("directory", dir).Msg("scheduled snapshots")
-}
-
-// run makes a snapshot of a directory.
-func (s *scheduler) run(unit string) error {
-	return s.begin(unit, func(m *ceph.Mount, dir string) error {
+// makeScheduled makes a snapshot of a directory.
+func (f *filesystem) makeScheduled(u plugins.ScheduleUnit) (plugins.ScheduleUnit, error) {
+	return f.withScheduled(u, func(m *ceph.Mount, dir string) error {
 		now := time.Now()
 		name := scheduledName(now)
 		err := m.MakeSnapshot(dir, name, 0o755, map[string]string{scheduledBy: now.UTC().Format(time.RFC3339)})
@@ -434,9 +193,9 @@ func (s *scheduler) run(unit string) error {
 	})
 }
 
-// prune removes snapshots of a directory, if they are ours.
-func (s *scheduler) prune(unit string, names []string) error {
-	return s.begin(unit, func(m *ceph.Mount, dir string) error {
+// removeScheduled removes snapshots of a directory, if they are ours.
+func (f *filesystem) removeScheduled(u plugins.ScheduleUnit, names []string) (plugins.ScheduleUnit, error) {
+	return f.withScheduled(u, func(m *ceph.Mount, dir string) error {
 		own, err := scheduledSnapshots(m, dir)
 		if err != nil {
 			return err
@@ -453,6 +212,34 @@ func (s *scheduler) prune(unit string, names []string) error {
 	})
 }
 
+// withScheduled does something with the snapshots of a directory, and looks what
+// there is then.
+func (f *filesystem) withScheduled(u plugins.ScheduleUnit, do func(m *ceph.Mount, dir string) error) (plugins.ScheduleUnit, error) {
+	src, release, err := f.source(f.ctx)
+	if err != nil {
+		return u, err
+	}
+	defer release()
+	_, dir, _ := strings.Cut(u.ID, "/")
+	dir = "/" + dir
+	err = do(src.copy, dir)
+	if own, lookErr := scheduledSnapshots(src.copy, dir); lookErr == nil {
+		u.Own, u.Last = own, newestScheduled(own)
+	}
+	if ceph.Is(err, syscall.EPERM, syscall.EACCES) {
+		err = fmt.Errorf("%w (does %s have the capability mds 'allow rws'?)", err, f.eng.cfg.Name)
+	}
+	return u, err
+}
+
+// newestScheduled is when the newest of them was made, oldest first.
+func newestScheduled(own []plugins.ScheduledSnapshot) time.Time {
+	if len(own) == 0 {
+		return time.Time{}
+	}
+	return own[len(own)-1].Made
+}
+
 // scheduleCommand answers the host's commands about schedules.
 func (e *Engine) scheduleCommand(ctx context.Context, c plugins.Command) plugins.Result {
 	out, err := e.schedule(ctx, c)
@@ -460,16 +247,10 @@ func (e *Engine) scheduleCommand(ctx context.Context, c plugins.Command) plugins
 }
 
 func (e *Engine) schedule(ctx context.Context, c plugins.Command) (any, error) {
-	text := func(name string) string { s, _ := c.Args[name].(string); return s }
-	switch c.Prefix {
-	case plugins.ScheduleWatch:
-		known, _ := strconv.ParseUint(text("generation"), 10, 64)
-		return e.scheduler.state(known), nil
-	case plugins.ScheduleRun:
-		return struct{}{}, e.scheduler.run(text("id"))
-	case plugins.SchedulePrune:
-		return struct{}{}, e.scheduler.prune(text("id"), words(c.Args["names"]))
+	if out, ok, err := e.scheduled.Call(c); ok {
+		return out, err
 	}
+	text := func(name string) string { s, _ := c.Args[name].(string); return s }
 	fs, err := e.scheduledFS(text("fs"))
 	if err != nil {
 		return nil, err

@@ -33,6 +33,7 @@ import (
 	"cephmirror/internal/ceph/client"
 	"cephmirror/internal/ceph/schedules"
 	"cephmirror/plugins"
+	"cephmirror/plugins/scheduling"
 )
 
 const (
@@ -41,14 +42,8 @@ const (
 	// stockObject holds the stock module's schedules of a pool.
 	stockObject = "rbd_mirror_snapshot_schedule"
 
-	// roundInterval is how often the schedules of a pool are looked at.
-	roundInterval = 2 * time.Second
 	// globalInterval is how often the monitors are asked for the global one.
 	globalInterval = 5 * time.Second
-	// unitsInterval is how often, at most, all images of a pool are looked at
-	// although no schedule changed: who enables mirroring or promotes an image
-	// tells nobody of it.
-	unitsInterval = 15 * time.Second
 	// parallel bounds the snapshots that are made at once, as in the stock module.
 	parallel = 10
 )
@@ -72,22 +67,17 @@ type Config struct {
 // Manager keeps the schedules of one cluster.
 type Manager struct {
 	cfg   Config
-	slots chan struct{}
+	board *scheduling.Board
 
-	mu         sync.Mutex
-	generation uint64
-	pools      map[int64]*pool
-	global     string // as last read
-	globalErr  error
-	globalRead bool
+	mu        sync.Mutex
+	global    string // as last read
+	globalErr error
 }
 
 // New returns the manager of a cluster.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, slots: make(chan struct{}, parallel), pools: make(map[int64]*pool)}
+	return &Manager{cfg: cfg, board: scheduling.NewBoard(cfg.Lease.Valid, parallel)}
 }
-
-func (m *Manager) changedLocked() { m.generation++ }
 
 // FollowGlobal keeps the schedule for all pools known until ctx ends.
 func (m *Manager) FollowGlobal(ctx context.Context) {
@@ -96,9 +86,8 @@ func (m *Manager) FollowGlobal(ctx context.Context) {
 		value, err := readGlobal(conn)
 		release()
 		m.mu.Lock()
-		if err == nil && (value != m.global || !m.globalRead) {
-			m.global, m.globalRead = value, true
-			m.changedLocked()
+		if err == nil {
+			m.global = value
 		}
 		if err != nil && m.globalErr == nil && ctx.Err() == nil {
 			m.cfg.Log.Warn().Err(err).Msg("reading the schedule for all pools")
@@ -167,14 +156,11 @@ func (m *Manager) Call(ctx context.Context, c plugins.Command) plugins.Result {
 }
 
 func (m *Manager) call(ctx context.Context, c plugins.Command) (any, error) {
+	if out, ok, err := m.board.Call(c); ok {
+		return out, err
+	}
 	text := func(name string) string { s, _ := c.Args[name].(string); return s }
-	switch c.Prefix {
-	case plugins.ScheduleWatch:
-		known, _ := strconv.ParseUint(text("generation"), 10, 64)
-		return m.state(known), nil
-	case plugins.ScheduleRun:
-		return struct{}{}, m.run(text("id"))
-	case plugins.ScheduleStock:
+	if c.Prefix == plugins.ScheduleStock {
 		return m.stockCommand(ctx, text("command"))
 	}
 	conn, release := m.cfg.Connection()

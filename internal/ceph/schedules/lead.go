@@ -22,7 +22,6 @@ const (
 // It is not safe for concurrent use.
 type Lead struct {
 	self  string
-	swap  func(from, to string) error
 	clock func() time.Time
 
 	note    string // as it was seen last
@@ -31,11 +30,12 @@ type Lead struct {
 	changes int
 }
 
-// NewLead returns the part of the instance self, which has no blank in it. swap
-// changes the note, clock tells a time that is never put back.
-func NewLead(self string, swap func(from, to string) error, clock func() time.Time) *Lead {
-	return &Lead{self: self, swap: swap, clock: clock}
-}
+// Swap changes the note, unless it is another than from: that is ErrChanged.
+type Swap func(from, to string) error
+
+// NewLead returns the part of the instance self, which has no blank in it. clock
+// tells a time that is never put back.
+func NewLead(self string, clock func() time.Time) *Lead { return &Lead{self: self, clock: clock} }
 
 // Holder is the instance that a note names.
 func Holder(note string) string {
@@ -67,7 +67,7 @@ func (l *Lead) Until() time.Time {
 
 // Round acts on the note as it is now: takes the lead, keeps it, or learns that
 // it is another's.
-func (l *Lead) Round(note string) error {
+func (l *Lead) Round(note string, swap Swap) error {
 	now := l.clock()
 	if note != l.note {
 		if Holder(note) != l.self {
@@ -86,7 +86,7 @@ func (l *Lead) Round(note string) error {
 	}
 	l.changes++
 	next := fmt.Sprintf("%s %d %d", l.self, l.changes, now.Unix())
-	err := l.swap(note, next)
+	err := swap(note, next)
 	switch {
 	case err == nil:
 		l.note, l.since, l.renewed = next, now, now
@@ -98,14 +98,14 @@ func (l *Lead) Round(note string) error {
 }
 
 // Resign gives up the lead, if it is this instance's.
-func (l *Lead) Resign() error {
+func (l *Lead) Resign(swap Swap) error {
 	if l.renewed.IsZero() {
 		return nil
 	}
 	l.renewed = time.Time{}
 	note := l.note
 	l.note = ""
-	if err := l.swap(note, ""); err != nil && !errors.Is(err, ErrChanged) {
+	if err := swap(note, ""); err != nil && !errors.Is(err, ErrChanged) {
 		return err
 	}
 	return nil

@@ -32,12 +32,12 @@ func (n *note) swap(from, to string) error {
 }
 
 func (n *note) lead(name string) *Lead {
-	return NewLead(name, n.swap, func() time.Time { return n.now })
+	return NewLead(name, func() time.Time { return n.now })
 }
 
-func round(t *testing.T, l *Lead, text string) {
+func (n *note) round(t *testing.T, l *Lead) {
 	t.Helper()
-	if err := l.Round(text); err != nil {
+	if err := l.Round(n.text, n.swap); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -45,15 +45,15 @@ func round(t *testing.T, l *Lead, text string) {
 func TestLead(t *testing.T) {
 	n := &note{now: time.Unix(1795300000, 0)}
 	a, b := n.lead("a"), n.lead("b")
-	round(t, a, n.text)
-	round(t, b, n.text)
+	n.round(t, a)
+	n.round(t, b)
 	if !a.Leading() || b.Leading() || Holder(n.text) != "a" || !Noted(n.text).Equal(n.now) {
 		t.Fatalf("at first: %q", n.text)
 	}
 	for range 100 { // it stays
 		n.now = n.now.Add(time.Second)
-		round(t, a, n.text)
-		round(t, b, n.text)
+		n.round(t, a)
+		n.round(t, b)
 		if !a.Leading() || b.Leading() {
 			t.Fatalf("the lead was lost: %q", n.text)
 		}
@@ -64,7 +64,7 @@ func TestLead(t *testing.T) {
 			t.Fatal("nobody takes over")
 		}
 		n.now = n.now.Add(time.Second)
-		round(t, b, n.text)
+		n.round(t, b)
 		if a.Leading() && b.Leading() {
 			t.Fatal("two lead")
 		}
@@ -72,16 +72,16 @@ func TestLead(t *testing.T) {
 	if a.Leading() {
 		t.Error("one that was frozen still leads")
 	}
-	round(t, a, n.text)
+	n.round(t, a)
 	if a.Leading() {
 		t.Error("it leads again without being asked")
 	}
 	// b gives up, a takes over at once; giving up what is not one's own does nothing.
-	if err := b.Resign(); err != nil || b.Leading() {
+	if err := b.Resign(n.swap); err != nil || b.Leading() {
 		t.Fatal(err)
 	}
-	round(t, a, n.text)
-	if err := b.Resign(); err != nil || !a.Leading() || Holder(n.text) != "a" {
+	n.round(t, a)
+	if err := b.Resign(n.swap); err != nil || !a.Leading() || Holder(n.text) != "a" {
 		t.Errorf("%v, %q", err, n.text)
 	}
 }
@@ -90,11 +90,11 @@ func TestLead(t *testing.T) {
 func TestLeadOutOfReach(t *testing.T) {
 	n := &note{now: time.Unix(1795300000, 0)}
 	a := n.lead("a")
-	round(t, a, n.text)
+	n.round(t, a)
 	n.down = true
 	for range int(ValidFor / time.Second) {
 		n.now = n.now.Add(time.Second)
-		if err := a.Round(n.text); err != nil && !errors.Is(err, syscall.ETIMEDOUT) {
+		if err := a.Round(n.text, n.swap); err != nil && !errors.Is(err, syscall.ETIMEDOUT) {
 			t.Fatal(err)
 		}
 	}
@@ -103,11 +103,11 @@ func TestLeadOutOfReach(t *testing.T) {
 	}
 	// A change whose success was not told is recognised.
 	n.down, n.lose = false, true
-	if err := a.Round(n.text); !errors.Is(err, syscall.ETIMEDOUT) || a.Leading() {
+	if err := a.Round(n.text, n.swap); !errors.Is(err, syscall.ETIMEDOUT) || a.Leading() {
 		t.Errorf("not told: %v", err)
 	}
 	n.lose = false
-	round(t, a, n.text)
+	n.round(t, a)
 	if !a.Leading() {
 		t.Error("its own note is not recognised")
 	}
@@ -130,14 +130,14 @@ func TestLeadHistories(t *testing.T) {
 			n.down, n.lose = rapid.IntRange(0, 9).Draw(t, "down") == 0, rapid.IntRange(0, 9).Draw(t, "lose") == 0
 			switch rapid.IntRange(0, 9).Draw(t, "does") {
 			case 0:
-				_ = leads[i].Resign()
+				_ = leads[i].Resign(n.swap)
 			case 1, 2, 3:
 				read[i] = n.text
 			case 4: // a new process
 				leads[i], read[i] = n.lead(names[i]+"x"), ""
 				names[i] += "x"
 			default:
-				_ = leads[i].Round(read[i])
+				_ = leads[i].Round(read[i], n.swap)
 				read[i] = n.text
 			}
 			leading := 0
