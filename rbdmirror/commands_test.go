@@ -58,14 +58,3 @@ func TestParseCredentials(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
-
-func FuzzDecodeNames(f *testing.F) {
-	f.Add([]byte{2, 0, 0, 0, 1, 0, 0, 0, 'a', 1, 0, 0, 0, 'b'})
-	f.Add([]byte{255, 255, 255, 255})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		names, err := decodeNames(b)
-		if err == nil && len(names)*4+4 > len(b) {
-			t.Errorf("%d names in %d bytes", len(names), len(b))
-		}
-	})
-}

@@ -28,6 +28,7 @@ import (
 	"cephmirror/rbdmirror/imagesync"
 	"cephmirror/rbdmirror/journal"
 	"cephmirror/rbdmirror/schedule"
+	"cephmirror/rbdmirror/store"
 )
 
 // Engine is the rbd plugin.
@@ -82,7 +83,7 @@ func New(log zerolog.Logger, lease *plugins.Lease) *Engine {
 	}
 	e.schedules = schedule.New(schedule.Config{
 		Log: log, Lease: lease, Connection: e.connection, Instance: e.currentInstance,
-		Namespaces: listNamespaces, Go: e.left.Go, Client: e.unconnected,
+		Namespaces: store.Namespaces, Go: e.left.Go, Client: e.unconnected,
 	})
 	return e
 }

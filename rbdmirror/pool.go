@@ -177,7 +177,7 @@ func (p *pool) look() (int, error) {
 // readSpaces returns the mirrored namespaces, the default one first, and how
 // many namespaces there are.
 func readSpaces(conn *rados.Conn, ioctx *rados.IOContext, pool string) ([]spaceSpec, int, error) {
-	names, err := listNamespaces(ioctx)
+	names, err := store.Namespaces(ioctx)
 	if err != nil {
 		return nil, 0, err
 	}

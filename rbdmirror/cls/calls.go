@@ -410,6 +410,10 @@ func DirGetName(id string) Call { return rbdStr("dir_get_name", id) }
 // DirList asks for a page of ids by name: DecodeStrMap.
 func DirList(after string, limit uint64) Call { return rbdPage("dir_list", after, limit) }
 
+// NamespaceList asks for a page of the namespaces of a pool, the default one
+// apart: DecodeStrings.
+func NamespaceList(after string, limit uint64) Call { return rbdPage("namespace_list", after, limit) }
+
 // DirStateReady asserts that the namespace's directory is in use. It belongs
 // into the operation that adds to it.
 func DirStateReady() Call { return rbd("dir_state_assert", func(w *wire.Writer) { w.U8(0) }) }
@@ -591,7 +595,7 @@ func DecodeStrMap(b []byte) (map[string]string, error) {
 	})
 }
 
-// DecodeStrings decodes the reply of get_children.
+// DecodeStrings decodes the replies of get_children and namespace_list.
 func DecodeStrings(b []byte) ([]string, error) {
 	return decode("list of strings", b, func(r *wire.Reader) []string { return readList(r, 4, readStr) })
 }

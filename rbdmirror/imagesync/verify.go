@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"syscall"
-
-	"golang.org/x/sync/errgroup"
 
 	"cephmirror/internal/ceph"
-	"cephmirror/rbdmirror/imagesync/delta"
 )
 
 // Common is a snapshot that both images have.
@@ -102,52 +98,18 @@ func (r *run) verify(ctx context.Context, k uint64, common []Common, differ []at
 // equal compares the content of an object. What does not exist is nothing but
 // zeros.
 func (r *run) equal(ctx context.Context, k uint64, c Common, size uint64, inSource, inDest bool) (bool, error) {
-	charge, err := r.Memory.acquire(ctx, 2*r.ObjectSize)
-	if err != nil {
-		return false, err
-	}
-	defer charge.release()
-	var source, dest *read
-	defer func() {
-		for _, d := range []*read{source, dest} {
-			if d != nil {
-				d.done()
-			}
-		}
-	}()
-	whole := []delta.Extent{{Length: r.ObjectSize}}
-	g, both := errgroup.WithContext(ctx)
+	source, dest := part{snap: c.Remote}, part{snap: c.Local}
 	if inSource {
-		g.Go(func() (err error) {
-			source, err = readObject(both, r.Source, k, c.Remote, whole)
-			if err != nil {
-				return fmt.Errorf("%w: %w", errSource, err)
-			}
-			return r.paid(both, source)
-		})
+		source.length = r.ObjectSize
 	}
 	if inDest {
-		g.Go(func() (err error) {
-			dest, err = readObject(both, r.Dest, k, c.Local, whole)
-			if ceph.Is(err, syscall.ENOENT) {
-				return nil
-			}
-			if err == nil {
-				r.Stats.Compared.Add(dest.bytes())
-			}
-			return err
-		})
+		dest.length = r.ObjectSize
 	}
-	if err := g.Wait(); err != nil {
-		return false, err
-	}
-	was, err := dest.content()
+	b, err := r.readBoth(ctx, k, source, dest)
 	if err != nil {
 		return false, err
 	}
-	is, err := source.content()
-	if err != nil {
-		return false, err
-	}
-	return delta.Compared(size, was, is, compareBlock).Unchanged(), nil
+	defer b.done()
+	v, err := b.compared(size)
+	return v.Unchanged(), err
 }

@@ -27,6 +27,7 @@ var ErrParent = errors.New("parent image does not exist")
 // remoteParent is the parent as the remote cluster knows it.
 type remoteParent struct {
 	pool, namespace, name, id, gid string
+	uuid                           string // mirror uuid of its pool
 	snap                           cls.Snapshot
 	old                            bool
 	// copying says that the local copy is not complete yet, as the journal of
@@ -82,6 +83,9 @@ func (p *Pair) lookUpParent(head *store.Image) (remoteParent, error) {
 		return up, err
 	}
 	up.gid = record.GlobalID
+	if up.uuid, err = p.Remote.mirrorUUID(up.pool); err != nil {
+		return up, err
+	}
 	img, err := store.NewHeader(ioctx, up.id).Load()
 	if err != nil {
 		return up, err
@@ -100,7 +104,7 @@ func (p *Pair) lookUpParent(head *store.Image) (remoteParent, error) {
 // copying says whether the first local copy of an image with a journal is not
 // complete, which the journal knows. pool is the name of the image's pool.
 func (p *Pair) copying(ioctx *rados.IOContext, pool, image string) (bool, error) {
-	uuid, err := p.localUUID(pool)
+	uuid, err := p.Local.mirrorUUID(pool)
 	if err != nil {
 		return false, err
 	}
@@ -119,13 +123,13 @@ func (p *Pair) copying(ioctx *rados.IOContext, pool, image string) (bool, error)
 	return ok && peer.State == format.Syncing, nil
 }
 
-// localUUID is the mirror uuid of a local pool, empty if it is not there or not
-// mirrored.
-func (p *Pair) localUUID(pool string) (string, error) {
-	if pool == p.Local.Pool {
-		return p.Local.MirrorUUID, nil
+// mirrorUUID is the mirror uuid of a pool on that side, empty if it is not there
+// or not mirrored.
+func (s *Side) mirrorUUID(pool string) (string, error) {
+	if pool == s.Pool {
+		return s.MirrorUUID, nil
 	}
-	ioctx, err := p.Local.Conn.OpenIOContext(pool)
+	ioctx, err := s.Conn.OpenIOContext(pool)
 	if ceph.Is(err, syscall.ENOENT) {
 		return "", nil
 	}
@@ -145,10 +149,6 @@ func (p *Pair) localParent(up remoteParent) (Parent, error) {
 	fail := func(what string) (Parent, error) {
 		return Parent{}, fmt.Errorf("%w: %s: %w", ErrParent, what, syscall.ENOENT)
 	}
-	namespace := up.namespace
-	if namespace == p.Remote.Namespace && up.pool == p.Remote.Pool {
-		namespace = p.Local.Namespace
-	}
 	ioctx, err := p.Local.Conn.OpenIOContext(up.pool)
 	if ceph.Is(err, syscall.ENOENT) {
 		return fail(fmt.Sprintf("there is no pool %s here for the parent %s", up.pool, up))
@@ -157,6 +157,10 @@ func (p *Pair) localParent(up remoteParent) (Parent, error) {
 		return Parent{}, fmt.Errorf("opening pool %s: %w", up.pool, err)
 	}
 	defer ioctx.Destroy()
+	namespace, err := p.localNamespace(ioctx, up)
+	if err != nil {
+		return Parent{}, err
+	}
 	ioctx.SetNamespace(namespace)
 	records := store.NewMirroring(ioctx)
 	id, err := records.ImageID(up.gid)
@@ -177,7 +181,7 @@ func (p *Pair) localParent(up remoteParent) (Parent, error) {
 	if err != nil {
 		return Parent{}, err
 	}
-	snap := localSnapshot(img, up.snap, p.Remote.MirrorUUID)
+	snap := localSnapshot(img, up.snap, up.uuid)
 	if snap == nil {
 		return fail(fmt.Sprintf("the copy of the parent %s has no snapshot %s yet", up, up.snap.Name))
 	}
@@ -188,6 +192,37 @@ func (p *Pair) localParent(up remoteParent) (Parent, error) {
 		return fail(fmt.Sprintf("the snapshot %s of the copy of the parent %s is not protected yet", up.snap.Name, up))
 	}
 	return Parent{cls.ParentSpec{PoolID: ioctx.GetPoolID(), Namespace: namespace, ImageID: id, SnapID: snap.ID}, up.old}, nil
+}
+
+// localNamespace returns which local namespace is mirrored from that of the remote
+// parent. ioctx is of the local pool; its namespace is changed.
+func (p *Pair) localNamespace(ioctx *rados.IOContext, up remoteParent) (string, error) {
+	if up.namespace == p.Remote.Namespace && up.pool == p.Remote.Pool {
+		return p.Local.Namespace, nil
+	}
+	names, err := store.Namespaces(ioctx)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		ioctx.SetNamespace(name)
+		records := store.NewMirroring(ioctx)
+		mode, err := records.Mode()
+		if err != nil {
+			return "", err
+		}
+		if mode == cls.PoolModeDisabled {
+			continue
+		}
+		remote, err := records.RemoteNamespace()
+		if err != nil {
+			return "", err
+		}
+		if remote == up.namespace {
+			return name, nil
+		}
+	}
+	return up.namespace, nil
 }
 
 // localSnapshot finds the local copy of a remote snapshot: by the map that mirror
