@@ -160,6 +160,15 @@ func rbdChanges() []rbdChange {
 			rebuild(t, *m)
 			m.Fill(3, object, mib)
 		}},
+		{name: "object map that was never built", options: rbdimage.Options{Features: rbdimage.Plain}, before: full, after: func(_ *testing.T, m M) {
+			m.Enable(rbdimage.ObjectMap | rbdimage.FastDiff)
+			m.Fill(2, object, mib)
+			m.Discard(5*object, object)
+		}, wrong: discards},
+		{name: "snapshots limited", before: full, after: func(t *testing.T, m M) {
+			m.Snap("s")
+			limitSnaps(t, *m, "set", "--limit", "12")
+		}},
 		{name: "deep-flatten taken away", before: full, after: func(_ *testing.T, m M) { m.Disable(rbdimage.DeepFlat) }},
 	}
 }
@@ -169,6 +178,16 @@ func rebuild(t *testing.T, m rbdimage.Maker) {
 	t.Helper()
 	e := need(t)
 	if _, err := e.tryRBD(e.cluster(m.Pool()), "object-map", "rebuild", m.Spec(), "--no-progress"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// limitSnaps changes how many snapshots an image may have.
+func limitSnaps(t *testing.T, m rbdimage.Maker, args ...string) {
+	t.Helper()
+	e := need(t)
+	args = append([]string{"snap", "limit"}, args...)
+	if _, err := e.tryRBD(e.cluster(m.Pool()), append(args, m.Spec())...); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -272,7 +272,7 @@ func TestRBDBlocklisted(t *testing.T) {
 func TestRBDSourceTrouble(t *testing.T) {
 	needLong(t)
 	e := need(t)
-	p, _ := e.mirroredSlowly(t)
+	p, d := e.mirroredSlowly(t)
 	good, snap := p.newImage(t, "good", rbdimage.Options{})
 	p.wait(t, good, snap)
 	fine := func(t *testing.T) {
@@ -347,6 +347,7 @@ func TestRBDSourceTrouble(t *testing.T) {
 		id := child.Mirror()
 		// The parent's snapshot has not been mirrored yet.
 		p.waitPeer(t, child, "error", "parent")
+		p.waitUnmade(t, d, parent.Spec())
 		fine(t)
 		parent.MirrorSnap()
 		p.waitLong(t, 60*time.Second, child, id)
@@ -363,7 +364,34 @@ func TestRBDSourceTrouble(t *testing.T) {
 			t.Skipf("the stock tool does not let it happen: %v", err)
 		}
 		p.waitPeer(t, other, "error", "parent")
+		p.waitUnmade(t, d, parent.Spec())
 		fine(t)
+	})
+}
+
+// waitUnmade waits until b shows what is wrong with an image that it does not have
+// yet: the stock tool tells of no image without a record, but that something is
+// wrong, and the daemon what.
+func (p *rbdPool) waitUnmade(t *testing.T, d *daemon, text string) {
+	t.Helper()
+	within(t, 45*time.Second, "b to show "+text, func() error {
+		out, err := d.call("rbd mirror status " + p.name + " a")
+		if err == nil && !strings.Contains(string(out), text) {
+			err = fmt.Errorf("the status is %s", out)
+		}
+		if err != nil {
+			return err
+		}
+		var s struct {
+			Summary struct {
+				Image string `json:"image_health"`
+			} `json:"summary"`
+		}
+		p.rbdJSON(t, p.e.b, &s, "mirror", "pool", "status", p.name)
+		if s.Summary.Image != "ERROR" {
+			return fmt.Errorf("the health of the images is %q", s.Summary.Image)
+		}
+		return nil
 	})
 }
 

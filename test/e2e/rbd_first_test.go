@@ -95,6 +95,9 @@ func TestRBDFirst(t *testing.T) {
 					c.fill(m)
 				}
 			}
+			if c.name == "metadata" {
+				limitSnaps(t, m, "set", "--limit", "9")
+			}
 			copy := p.wait(t, m, m.Mirror())
 			p.same(t, m)
 			if c.name == "encrypted" {

@@ -116,6 +116,12 @@ func TestRBDKilled(t *testing.T) {
 	if tested() == stock {
 		crashes = []crash{{stock, stock, false}}
 	}
+	slow := func(who string) []string { // also when little has changed
+		if who == ours {
+			return []string{"--cephmirror-rbd-rate-limit=16MiB"}
+		}
+		return nil
+	}
 	for _, c := range crashes {
 		t.Run(c.String(), func(t *testing.T) {
 			if c.first == c.second && c.first == ours {
@@ -137,12 +143,12 @@ func TestRBDKilled(t *testing.T) {
 				d.killAll(t, c.first)
 			}
 			before := e.written(t, e.b)
-			d := e.startRBD(t, c.first, e.b, atLeisure(c.first)...)
+			d := e.startRBD(t, c.first, e.b, slow(c.first)...)
 			p.midRBD(t, m, first)
 			kill(d)
 			begun := time.Now()
 			if !c.plugin {
-				d = e.startRBDAs(t, c.second, e.b, rbdUser+"2", atLeisure(c.second)...)
+				d = e.startRBDAs(t, c.second, e.b, rbdUser+"2", slow(c.second)...)
 			}
 			p.waitLong(t, 90*time.Second, m, first)
 			t.Logf("done %v after the crash", time.Since(begun).Round(100*time.Millisecond))
@@ -154,26 +160,36 @@ func TestRBDKilled(t *testing.T) {
 			if c.second == ours || tested() == ours {
 				p.sameBy(t, m, c.second)
 			}
-			if !c.plugin && c.first != c.second {
+			if !*long && c.first != c.second {
 				return
 			}
-			// In an increment with a snapshot.
-			m.Fill(2, 0, 48*mib)
+			// In an increment with a snapshot: the first one takes over again.
+			const changed = 48 * mib
+			m.Fill(2, 0, 40*mib)
 			m.Snap("s")
-			m.Fill(3, 48*mib, 48*mib)
+			m.Fill(3, 0, changed-40*mib)
+			before = e.written(t, e.b)
 			second := m.MirrorSnap()
 			p.midRBD(t, m, second)
 			if c.plugin {
 				kill(d)
 			} else {
 				d.killAll(t, c.second)
-				e.startRBD(t, c.second, e.b)
+				e.startRBD(t, c.first, e.b)
 			}
 			p.waitLong(t, 90*time.Second, m, second)
-			if c.second == ours {
-				p.same(t, m)
-				p.waitSame(t, m)
+			n = e.written(t, e.b) - before
+			t.Logf("%d bytes were written for %d", n, changed)
+			if n > changed*3/2 {
+				t.Errorf("%d bytes were written for %d: nothing was resumed", n, changed)
 			}
+			if c.first == ours {
+				p.waitIdle(t, m.In(p.b)) // what stock has completed and spoilt is gone
+			}
+			p.sameBy(t, m, c.first)
+			m.Fill(4, 80*mib, mib)
+			p.wait(t, m, m.MirrorSnap())
+			p.sameBy(t, m, c.first)
 		})
 	}
 }
@@ -343,7 +359,7 @@ func TestRBDCompare(t *testing.T) {
 	m.MirrorSnap()
 	m.Fill(4, 36*mib, mib)
 	copy := p.wait(t, m, m.MirrorSnap())
-	p.waitIdle(t, copy)
+	p.waitState(t, 45*time.Second, copy, "up+replaying", `"replay_state":"idle"`)
 	d.stop(t)
 	if diffs, err := p.differences(m, stock); err != nil || len(diffs) == 0 {
 		t.Fatalf("the stock daemon is right for once: %v, %v", diffs, err)
@@ -391,7 +407,7 @@ func TestRBDCompare(t *testing.T) {
 	d = e.startRBD(t, stock, e.b)
 	m.Discard(8*mib, 4*mib)
 	p.wait(t, m, m.MirrorSnap())
-	p.waitIdle(t, copy)
+	p.waitState(t, 45*time.Second, copy, "up+replaying", `"replay_state":"idle"`)
 	d.stop(t)
 	e.startRBD(t, ours, e.b, "--cephmirror-rbd-compare-taken-over=true")
 	within(t, 60*time.Second, "all to be equal", func() error {

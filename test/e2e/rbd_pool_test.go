@@ -83,13 +83,142 @@ func TestRBDClonePools(t *testing.T) {
 	parent.Snap("base")
 	parent.Protect("base")
 	parent.Mirror()
-	child := parent.Clone("base", p.a, "child", rbdimage.Options{})
-	child.Fill(2, 5*mib, mib)
-	snap := child.Mirror()
+	children := make(map[uint64]rbdimage.Maker) // by their first mirror snapshots
+	for version, name := range map[uint64]string{1: "old", 2: "new"} {
+		child := parent.Clone("base", p.a, name, rbdimage.Options{CloneVersion: version})
+		child.Fill(2, 5*mib, mib)
+		children[child.Mirror()] = child
+	}
 	e.startRBD(t, tested(), e.b)
-	p.waitLong(t, 60*time.Second, child, snap)
-	p.same(t, child)
+	for snap, child := range children {
+		p.waitLong(t, 60*time.Second, child, snap)
+		p.same(t, child)
+	}
 	q.same(t, parent)
+	for _, child := range children {
+		child.Fill(3, 9*mib, 5*mib)
+		p.waitSame(t, child)
+	}
+}
+
+// TestRBDRemoteNamespace mirrors namespaces whose counterparts have other names,
+// in a pool that is itself enabled for nothing but that.
+func TestRBDRemoteNamespace(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	if e.bed.Release().Name == "reef" {
+		t.Skip("the release knows no such thing")
+	}
+	p := e.newPool(t, poolOptions{mode: "init-only"})
+	var spaces []*rbdPool
+	for _, name := range []string{"one", "two"} {
+		q := *p
+		q.a.Namespace, q.b.Namespace = name+"-of-a", name+"-of-b"
+		for _, side := range []rbdimage.Pool{q.a, q.b} {
+			c := e.cluster(side)
+			p.rbd(t, c, "namespace", "create", side.String())
+			p.rbd(t, c, "mirror", "pool", "enable", side.String(), "image", "--remote-namespace", q.other(side).Namespace)
+		}
+		spaces = append(spaces, &q)
+	}
+	for _, c := range e.sites() {
+		e.startRBD(t, tested(), c)
+	}
+	q, r := spaces[0], spaces[1]
+	m, snap := q.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	m.Snap("base")
+	q.wait(t, m, snap)
+	copy := q.waitSame(t, m)
+	q.waitIdle(t, copy)
+	// Clones, one of them in another namespace than its parent.
+	for _, x := range spaces {
+		child := m.Clone("base", x.a, "child", rbdimage.Options{CloneVersion: 2})
+		child.Fill(2, mib, mib)
+		x.waitLong(t, 60*time.Second, child, child.Mirror())
+		got, err := x.b.Layout("child")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := copy.Spec() + "@base"; !strings.HasPrefix(got.Parent, want) {
+			t.Errorf("the parent of the copy of %s is %q, not %q", child.Spec(), got.Parent, want)
+		}
+		diffs, err := rbdimage.Compare(child.At(rbdimage.Head), child.In(x.b).At(rbdimage.Head))
+		if err != nil || len(diffs) > 0 {
+			t.Errorf("the copy of %s: %v, %v", child.Spec(), diffs, err)
+		}
+	}
+	// And back.
+	n, snap := r.newImage(t, "moved", rbdimage.Options{})
+	n.Fill(3, 0, 5*mib)
+	r.wait(t, n, snap)
+	there := r.demoted(t, n)
+	r.same(t, n)
+	r.promote(t, there)
+	there.Fill(4, mib, 5*mib)
+	r.wait(t, there, there.MirrorSnap())
+	r.same(t, there)
+	// Images of the pool itself are none of it.
+	if _, err := e.tryRBD(e.a, "mirror", "image", "enable", p.a.Spec("none"), "snapshot"); err == nil {
+		t.Error("mirroring of an image of the pool itself can be enabled")
+	}
+	if names, err := p.b.Images(); err != nil || len(names) > 0 {
+		t.Errorf("images of the pool itself: %q, %v", names, err)
+	}
+}
+
+// TestRBDPeerByName has a peer that is known by the name of its cluster alone,
+// whose address and key are in files, and takes its key away.
+func TestRBDPeerByName(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p := e.newPool(t, poolOptions{unpeered: true})
+	user := "peer-" + p.name
+	if err := e.a.AddRBDPeerUser(e.ctx(t), user); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.a.RemoveUser(e2eContext(), "client."+user); err != nil {
+			t.Error(err)
+		}
+	})
+	p.rbd(t, e.b, "mirror", "pool", "peer", "add", p.name, "client."+user+"@a")
+	d := e.startRBD(t, tested(), e.b)
+	within(t, 45*time.Second, "a to know of b", func() error {
+		var info struct {
+			Peers []struct {
+				Site string `json:"site_name"`
+				UUID string `json:"mirror_uuid"`
+			} `json:"peers"`
+		}
+		p.rbdJSON(t, e.a, &info, "mirror", "pool", "info", p.name)
+		if len(info.Peers) != 1 || info.Peers[0].Site != "b" || info.Peers[0].UUID == "" {
+			return fmt.Errorf("%+v", info)
+		}
+		return nil
+	})
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	p.wait(t, m, snap)
+	p.waitSame(t, m)
+	// A key that is revoked keeps nobody out who is in.
+	mon(t, e.a, map[string]any{"prefix": "auth rm", "entity": "client." + user})
+	d.stop(t)
+	m.Fill(2, mib, 5*mib)
+	snap = m.MirrorSnap()
+	d.start(t)
+	p.waitCallout(t, "unable to connect to remote cluster")
+	if err := d.answers(); err != nil {
+		t.Error(err)
+	}
+	if err := p.arrived(m, snap); err == nil {
+		t.Error("the snapshot arrived without a key")
+	}
+	if err := e.a.AddRBDPeerUser(e.ctx(t), user); err != nil {
+		t.Fatal(err)
+	}
+	p.waitLong(t, 60*time.Second, m, snap)
+	p.same(t, m)
 }
 
 // TestRBDPoolMode has a pool whose images are all mirrored, which the stock

@@ -127,6 +127,17 @@ func (w *randomWriter) run(rounds int) {
 		}
 	}
 	w.p.waitSame(w.t, w.m)
+	if *long {
+		// What came of it all is a good image on the other side.
+		for name, c := range w.clones {
+			c.Remove()
+			delete(w.clones, name)
+		}
+		copy := w.p.demoted(w.t, w.m)
+		w.p.same(w.t, w.m)
+		w.p.promote(w.t, copy)
+		w.p.checkMaps(w.t, copy)
+	}
 	w.t.Logf("%d operations, %d user snapshots at the end", w.ops, len(w.snaps))
 }
 

@@ -98,8 +98,22 @@ func TestRBDFailOver(t *testing.T) {
 				m.Fill(2, object, mib)
 				m.Mirror()
 			}
+			names := []string{"plain", "no object map", "small objects"}
+			if *long && w.a == ours && w.b == ours {
+				parent := rbdimage.Create(t, p.a, "parent", rbdimage.Options{Size: 8 * object})
+				parent.Fill(3, 0, 7*object)
+				parent.Snap("base")
+				parent.Protect("base")
+				parent.Mirror()
+				for version, name := range map[uint64]string{1: "old clone", 2: "new clone"} {
+					m := parent.Clone("base", p.a, name, rbdimage.Options{CloneVersion: version})
+					m.Fill(4, 5*object, mib)
+					m.Mirror()
+					names = append(names, name)
+				}
+			}
 			t.Run("group", func(t *testing.T) {
-				for _, name := range []string{"plain", "no object map", "small objects"} {
+				for _, name := range names {
 					t.Run(name, func(t *testing.T) {
 						t.Parallel()
 						p.failOver(t, w, rbdimage.On(t, p.a, name))
@@ -547,6 +561,39 @@ func (p *rbdPool) leftovers(id string) error {
 func TestRBDSnapshotInUse(t *testing.T) {
 	e := need(t)
 	p, _ := e.mirrored(t, poolOptions{})
+	t.Run("by a clone of the old kind", func(t *testing.T) {
+		needLong(t)
+		notStock(t, "it stops at the snapshot")
+		m, snap := p.newImage(t, "old", rbdimage.Options{})
+		m.Fill(1, 0, 10*mib)
+		m.Snap("used")
+		m.Protect("used")
+		p.wait(t, m, snap)
+		copy := p.wait(t, m, m.MirrorSnap())
+		child := copy.For(t).Clone("used", p.b, "old child", rbdimage.Options{CloneVersion: 1})
+		want, err := rbdimage.Sum(child.At(rbdimage.Head))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Unprotect("used")
+		m.RemoveSnap("used")
+		m.Fill(2, 0, 5*mib)
+		for range 2 {
+			m.Fill(2, 0, 5*mib)
+			p.wait(t, m, m.MirrorSnap())
+			if diffs, err := rbdimage.Compare(m.At(rbdimage.Head), copy.At(rbdimage.Head)); err != nil || len(diffs) > 0 {
+				t.Errorf("the copy: %v, %v", diffs, err)
+			}
+			if got, err := rbdimage.Sum(child.At(rbdimage.Head)); err != nil || got != want {
+				t.Errorf("the clone changed from %s to %s (%v)", want, got, err)
+			}
+		}
+		p.waitIdle(t, copy)
+		// Nobody needs it any more.
+		child.Remove()
+		m.Fill(3, 0, 5*mib)
+		p.waitSame(t, m)
+	})
 	m, snap := p.newImage(t, "image", rbdimage.Options{})
 	m.Fill(1, 0, 10*mib)
 	m.Snap("used")

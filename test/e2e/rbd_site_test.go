@@ -196,11 +196,14 @@ func (p *rbdPool) namespace(ns string) *rbdPool {
 
 // other returns the other side.
 func (p *rbdPool) other(side rbdimage.Pool) rbdimage.Pool {
-	o := p.a
+	own, o := p.b, p.a
 	if side.Client == p.a.Client {
-		o = p.b
+		own, o = p.a, p.b
 	}
-	o.Name, o.Namespace = side.Name, side.Namespace
+	o.Name = side.Name
+	if side.Namespace != own.Namespace {
+		o.Namespace = side.Namespace
+	}
 	return o
 }
 

@@ -1,12 +1,18 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -405,7 +411,7 @@ func TestRBDCommands(t *testing.T) {
 	})
 }
 
-// TestRBDDaemonLife starts the daemon in the background, as packages do.
+// TestRBDDaemonLife starts the daemon and ends it, after which nothing is left.
 func TestRBDDaemonLife(t *testing.T) {
 	e := need(t)
 	if tested() == stock {
@@ -434,6 +440,244 @@ func TestRBDDaemonLife(t *testing.T) {
 	}
 	if out := p.rados(t, "lock", "info", "rbd_mirror_leader", "rbd_lock"); strings.Contains(out, "client.") {
 		t.Errorf("the leader's lock is left: %s", out)
+	}
+}
+
+// TestRBDBackground starts the daemon in the background, as packages do, with a
+// configuration that is in the working directory.
+func TestRBDBackground(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p := e.newPool(t, poolOptions{})
+	dir := t.TempDir()
+	conf, err := os.ReadFile(e.b.Conf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "here"
+	if err := os.WriteFile(filepath.Join(dir, name+".conf"), conf, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	at := filepath.Join(e.b.RunDir(), name+"-client."+rbdUser)
+	log := filepath.Join(e.b.Dir(), "log", "client."+rbdUser+".log")
+	d := &daemon{e: e, sock: at + ".asok"}
+	args := []string{"rbd-mirror", "--cluster", name, "--id", rbdUser}
+	if tested() == ours {
+		args = append([]string{filepath.Join(e.bin, "cephmirror")}, args...)
+	}
+	pid := 0
+	start := func(more ...string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		cmd := e.b.Command(ctx, append(append(args, rbdOptions()...), more...)...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		text, err := os.ReadFile(at + ".pid")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
+			t.Fatal(err)
+		}
+		// It returns once the daemon runs: nothing to wait for.
+		if _, err := d.call("version"); err != nil {
+			t.Error(err)
+		}
+	}
+	signal := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(pid, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := func(pids ...int) {
+		t.Helper()
+		within(t, 20*time.Second, "the daemon to end", func() error {
+			for _, n := range pids {
+				if alive(n) {
+					return fmt.Errorf("process %d is there", n)
+				}
+			}
+			return nil
+		})
+	}
+	start("--daemonize=true")
+	t.Cleanup(func() {
+		if alive(pid) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	p.wait(t, m, snap)
+	p.waitSame(t, m)
+	// Its log makes way for another one.
+	if err := os.Rename(log, log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	signal(syscall.SIGHUP)
+	within(t, 10*time.Second, "a new log", func() error { _, err := os.Stat(log); return err })
+	// Frozen, and let go on.
+	signal(syscall.SIGSTOP)
+	m.Fill(2, 0, 5*mib)
+	snap = m.MirrorSnap()
+	time.Sleep(3 * time.Second)
+	signal(syscall.SIGCONT)
+	p.waitLong(t, 60*time.Second, m, snap)
+	p.same(t, m)
+	signal(syscall.SIGTERM)
+	ended(pid)
+	for _, path := range []string{at + ".pid", at + ".asok"} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	// Killed, it leaves no process, and does not keep the next one from
+	// starting.
+	start()
+	pids := []int{pid}
+	if tested() == ours {
+		pids = append(pids, d.plugin(t))
+	}
+	signal(syscall.SIGKILL)
+	ended(pids...)
+	start()
+	m.Fill(3, 0, 5*mib)
+	p.waitLong(t, 60*time.Second, m, m.MirrorSnap())
+	p.same(t, m)
+	signal(syscall.SIGTERM)
+	ended(pid)
+}
+
+// shape renders what a JSON text has, values apart: members in their order and
+// the kinds of their values. Of lists it is the first element.
+func shape(dec *json.Decoder, at string, out *[]string) error {
+	tok, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	note := func(kind string) { *out = append(*out, at+" "+kind) }
+	switch v := tok.(type) {
+	case json.Delim:
+		note(v.String())
+		for first := true; dec.More(); first = false {
+			into, inner := out, at+"[]"
+			if v == '{' {
+				key, err := dec.Token()
+				if err != nil {
+					return err
+				}
+				inner = fmt.Sprintf("%s.%v", at, key)
+			} else if !first {
+				into = new([]string)
+			}
+			if err := shape(dec, inner, into); err != nil {
+				return err
+			}
+		}
+		_, err = dec.Token()
+		return err
+	case string:
+		note("string")
+	case float64:
+		note("number")
+	case bool:
+		note("bool")
+	default:
+		note("null")
+	}
+	return nil
+}
+
+// TestRBDStockViews compares what our daemon and the stock one tell of the same
+// images: the members of the stock one's JSON in their order, and its commands.
+func TestRBDStockViews(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p := e.newPool(t, poolOptions{namespaces: []string{"ns"}})
+	q := p.namespace("ns")
+	m, snap := p.newImage(t, "image", rbdimage.Options{})
+	m.Fill(1, 0, 5*mib)
+	n, other := q.newImage(t, "image", rbdimage.Options{})
+	commands := []string{
+		"rbd mirror status", "rbd mirror status " + p.name + " a", "rbd mirror status " + m.Spec(), "rbd mirror status " + n.Spec(),
+		"rbd mirror deletion status " + p.name,
+	}
+	look := func(who string) (shapes map[string][]string, help map[string]string, status []string) {
+		d := e.startRBD(t, who, e.b)
+		p.waitLong(t, 60*time.Second, m, snap)
+		q.waitLong(t, 60*time.Second, n, other)
+		// A copy that has been synchronised once more tells all there is.
+		m.Fill(2, 0, 5*mib)
+		snap = m.MirrorSnap()
+		copy := p.wait(t, m, snap)
+		p.waitState(t, 60*time.Second, copy, "up+replaying", `"last_snapshot_bytes"`)
+		within(t, 45*time.Second, "it to be leader", func() error {
+			out, err := d.call(commands[1])
+			if err == nil && !strings.Contains(string(out), `"instances"`) {
+				err = errors.New(string(out))
+			}
+			return err
+		})
+		shapes = make(map[string][]string)
+		for _, c := range commands {
+			out, err := d.call(c)
+			if err != nil {
+				if who == stock {
+					continue // not of this release
+				}
+				t.Fatal(err)
+			}
+			var s []string
+			if err := shape(json.NewDecoder(bytes.NewReader(out)), "", &s); err != nil {
+				t.Fatalf("%s: %v in %s", c, err, out)
+			}
+			shapes[c] = s
+		}
+		out, err := d.call("help")
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustJSON(t, string(out), &help)
+		maps.DeleteFunc(help, func(c, _ string) bool { return !strings.HasPrefix(c, "rbd mirror") })
+		_, text, err := p.own(p.b, m.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = strings.TrimPrefix(text, "replaying, ")
+		if err := shape(json.NewDecoder(strings.NewReader(text)), "description", &status); err != nil {
+			t.Fatalf("%v in %s", err, text)
+		}
+		d.stop(t)
+		return shapes, help, status
+	}
+	wantShapes, wantHelp, wantStatus := look(stock)
+	gotShapes, gotHelp, gotStatus := look(ours)
+	compare := func(what string, want, got []string) {
+		rest := got
+		for _, w := range want {
+			i := slices.Index(rest, w)
+			if i < 0 {
+				t.Errorf("%s: %q is missing, or not in its place", what, w)
+				continue
+			}
+			rest = rest[i+1:]
+		}
+		if t.Failed() {
+			t.Logf("%s:\nstock %q\nours  %q", what, want, got)
+		}
+	}
+	for _, c := range commands {
+		compare(c, wantShapes[c], gotShapes[c])
+	}
+	compare("description", wantStatus, gotStatus)
+	for c, text := range wantHelp {
+		if gotHelp[c] != text {
+			t.Errorf("the help of %q is %q, not %q", c, gotHelp[c], text)
+		}
 	}
 }
 

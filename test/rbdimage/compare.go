@@ -187,6 +187,7 @@ type Layout struct {
 	Flags                    uint64
 	Parent                   string // pool/namespace/image@snapshot and the overlap
 	Meta                     map[string]string
+	Limit                    uint64   // how many snapshots there may be
 	Snaps                    []string // user snapshots with size and protection, in their order
 	prefix, dataPool, header string
 }
@@ -243,6 +244,9 @@ func (p Pool) Layout(image string) (l Layout, err error) {
 	if l.prefix, l.Flags, err = p.basics(image); err != nil {
 		return l, err
 	}
+	if l.Limit, err = p.SnapLimit(image); err != nil {
+		return l, err
+	}
 	snaps, err := p.Snaps(image)
 	if err != nil {
 		return l, err
@@ -289,6 +293,7 @@ func (l Layout) Differences(got Layout) (out []string) {
 	add("stripe count", l.StripeCount, got.StripeCount)
 	add("parent", l.Parent, got.Parent)
 	add("metadata", fmt.Sprintf("%q", l.Meta), fmt.Sprintf("%q", got.Meta))
+	add("snapshot limit", l.Limit, got.Limit)
 	add("user snapshots", fmt.Sprintf("%q", l.Snaps), fmt.Sprintf("%q", got.Snaps))
 	return out
 }
