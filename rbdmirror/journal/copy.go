@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -119,22 +118,9 @@ func (c *copying) run(ctx context.Context) error {
 	if err := c.prune(ctx); err != nil {
 		return err
 	}
-	full := false
-	if len(c.peer.SyncPoints) == 0 {
-		// What an earlier try has left is not to be relied on.
-		full = c.dirty()
-		c.r.bootstrapping("IMAGE_SYNC/CREATE_SYNC_POINT")
-		if err := c.createPoint(ctx); err != nil {
-			return err
-		}
-	}
-	remote, err := c.loadRemote(ctx)
+	remote, point, err := c.begin(ctx)
 	if err != nil {
 		return err
-	}
-	point := named(remote, c.peer.SyncPoints[0].SnapName)
-	if point == nil {
-		return replica.Remotely(fmt.Errorf("the snapshot %s of the remote image is gone: %w", c.peer.SyncPoints[0].SnapName, syscall.ENOENT))
 	}
 	chain, err := c.snapshots(ctx, remote, point)
 	if err != nil {
@@ -143,7 +129,7 @@ func (c *copying) run(ctx context.Context) error {
 	if err := c.update(ctx); err != nil {
 		return err
 	}
-	if err := c.objects(ctx, remote, chain, full); err != nil {
+	if err := c.objects(ctx, remote, chain); err != nil {
 		return err
 	}
 	if err := c.properties(remote, chain); err != nil {
@@ -155,6 +141,90 @@ func (c *copying) run(ctx context.Context) error {
 	}
 	c.r.bootstrapping("IMAGE_SYNC/PRUNE_SYNC_POINTS")
 	return c.complete(ctx)
+}
+
+// beginTries is how many sync points are made until snapshots can be listed as they
+// were at one.
+const beginTries = 10
+
+// begin makes a sync point, unless there is one to go on with, and lists the
+// snapshots. The journal tells of them by their names, so the copies must have those
+// that were in use at the sync point, and nothing may have happened to them until
+// they are listed.
+func (c *copying) begin(ctx context.Context) (remote *store.Image, point *cls.Snapshot, err error) {
+	for range beginTries {
+		if len(c.peer.SyncPoints) == 0 {
+			// What an earlier try has left is not to be relied on.
+			if err := c.clear(ctx); err != nil {
+				return nil, nil, err
+			}
+			c.r.bootstrapping("IMAGE_SYNC/CREATE_SYNC_POINT")
+			if err := c.createPoint(ctx); err != nil {
+				return nil, nil, err
+			}
+		}
+		name := c.peer.SyncPoints[0].SnapName
+		if remote, err = c.loadRemote(ctx); err != nil {
+			return nil, nil, err
+		}
+		if point = named(remote, name); point == nil {
+			return nil, nil, replica.Remotely(fmt.Errorf("the snapshot %s of the remote image is gone: %w", name, syscall.ENOENT))
+		}
+		if c.listed(remote, point) {
+			return remote, point, nil
+		}
+		since, err := c.since(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if since.quiet && len(c.peer.SnapSeqs) == 0 && len(c.t.Header().Snapshots) == 0 {
+			return remote, point, nil
+		}
+		c.r.log.Debug().Str("point", name).Msg("snapshots were changed since the sync point: another one is needed")
+		if err := c.removePoint(ctx, name); err != nil {
+			return nil, nil, err
+		}
+		c.peer.SyncPoints, c.peer.SnapSeqs = nil, map[uint64]uint64{}
+		if err := c.update(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, replica.Remotely(fmt.Errorf("the snapshots of the remote image change all the time: %w", syscall.EAGAIN))
+}
+
+// wanted says that a snapshot of the remote image is to be copied.
+func wanted(s, point *cls.Snapshot) bool {
+	return s.Namespace.Type == cls.NamespaceUser && s.ID <= point.ID && (s.ID == point.ID || !strings.HasPrefix(s.Name, ".rbd-mirror."))
+}
+
+// listed says that all snapshots have local ones already.
+func (c *copying) listed(remote *store.Image, point *cls.Snapshot) bool {
+	for i := range remote.Snapshots {
+		s := &remote.Snapshots[i]
+		if id, ok := c.peer.SnapSeqs[s.ID]; wanted(s, point) && (!ok || c.t.Header().Snapshot(id) == nil) {
+			return false
+		}
+	}
+	return true
+}
+
+// clear removes what an earlier try has left.
+func (c *copying) clear(ctx context.Context) error {
+	if c.peer.SyncObjectCount == 0 {
+		if len(c.t.Header().Snapshots) == 0 {
+			return nil
+		}
+		// Should this break off, there may be objects without snapshots.
+		c.peer.SyncObjectCount = 1
+		if err := c.update(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.t.Clear(ctx); err != nil {
+		return fmt.Errorf("removing what an earlier copying has left: %w", err)
+	}
+	c.peer.SnapSeqs, c.peer.SyncObjectCount = map[uint64]uint64{}, 0
+	return nil
 }
 
 func named(img *store.Image, name string) *cls.Snapshot {
@@ -212,9 +282,6 @@ func (c *copying) prune(ctx context.Context) error {
 	return c.update(ctx)
 }
 
-// dirty says that the local image may have content.
-func (c *copying) dirty() bool { return c.peer.SyncObjectCount > 0 || len(c.t.Header().Snapshots) > 0 }
-
 // withRemote opens the remote image as its users do: what is done to it this way is
 // told by its journal.
 func (c *copying) withRemote(ctx context.Context, f func(*rbd.Image) error) error {
@@ -268,18 +335,27 @@ func (c *copying) snapshots(ctx context.Context, remote *store.Image, point *cls
 	if err := c.h.SetSnapLimit(cls.NoLimit); err != nil {
 		return nil, err
 	}
-	var chain []link
-	seqs := maps.Clone(c.peer.SnapSeqs)
+	seqs := c.peer.SnapSeqs
 	c.peer.SnapSeqs = map[uint64]uint64{}
-	for _, s := range remote.Snapshots {
-		if s.ID > point.ID || s.Namespace.Type != cls.NamespaceUser || s.ID != point.ID && strings.HasPrefix(s.Name, ".rbd-mirror.") {
+	// Those that are gone at the remote image, or that nobody knows of, are not
+	// what their names say.
+	if err := c.t.RemoveSnapshots(ctx, func(have cls.Snapshot) bool {
+		return !slices.ContainsFunc(remote.Snapshots, func(s cls.Snapshot) bool {
+			id, ok := seqs[s.ID]
+			return ok && id == have.ID && wanted(&s, point)
+		})
+	}); err != nil {
+		return nil, err
+	}
+	var chain []link
+	for i := range remote.Snapshots {
+		s := remote.Snapshots[i]
+		if !wanted(&s, point) {
 			continue
 		}
 		l := link{remote: s}
 		if id, ok := seqs[s.ID]; ok && c.t.Header().Snapshot(id) != nil {
 			l.local = id
-		} else if have := replica.SameSnapshot(c.t.Header(), s); have != nil {
-			l.local = have.ID
 		} else {
 			if err := c.resize(s.Size); err != nil {
 				return nil, err
@@ -328,7 +404,7 @@ func (c *copying) resize(size uint64) error {
 }
 
 // objects copies the data.
-func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link, full bool) error {
+func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link) error {
 	if err := c.t.Reload(); err != nil {
 		return err
 	}
@@ -341,8 +417,8 @@ func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link
 	job := imagesync.Job{
 		Source:     imagesync.Objects{IO: data, Prefix: remote.Prefix},
 		Dest:       imagesync.Objects{IO: c.t.Data(), Prefix: img.Prefix},
-		ObjectSize: img.ObjectSize(), FullCompare: full,
-		Memory: c.r.cfg.Memory, Limit: c.r.rate, Concurrency: c.r.opts.ObjectsAhead, Stats: &stats,
+		ObjectSize: img.ObjectSize(),
+		Memory:     c.r.cfg.Memory, Limit: c.r.rate, Concurrency: c.r.opts.ObjectsAhead, Stats: &stats,
 		SaveEvery: c.r.tuning(nil).SyncPointAge,
 	}
 	if c.r.cfg.Lease != nil {
@@ -359,7 +435,7 @@ func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link
 			job.Existing = append(job.Existing, imagesync.Snapshot{ID: s.ID, Objects: img.Objects(s.Size)})
 		}
 	}
-	if o := c.peer.SyncPoints[0].Object; o != nil && !full {
+	if o := c.peer.SyncPoints[0].Object; o != nil {
 		job.Resume = *o
 	}
 	job.SaveProgress = func(ctx context.Context, object uint64) error {
@@ -396,7 +472,15 @@ func (c *copying) objects(ctx context.Context, remote *store.Image, chain []link
 	if now.Snapshot(point.ID) == nil {
 		return replica.Remotely(fmt.Errorf("the snapshot %s of the remote image was removed while it was copied", point.Name))
 	}
-	return c.t.Reload()
+	// Of one that was removed meanwhile nobody knows whether all was copied.
+	for _, l := range chain {
+		if now.Snapshot(l.remote.ID) == nil {
+			delete(c.peer.SnapSeqs, l.remote.ID)
+		}
+	}
+	return c.t.RemoveSnapshots(ctx, func(have cls.Snapshot) bool {
+		return !slices.ContainsFunc(chain, func(l link) bool { return l.local == have.ID && now.Snapshot(l.remote.ID) != nil })
+	})
 }
 
 func (c *copying) progress(stats *imagesync.Stats) {
@@ -453,7 +537,7 @@ func (c *copying) properties(remote *store.Image, chain []link) error {
 		return err
 	}
 	for _, l := range chain {
-		if l.remote.Protection == cls.Protected {
+		if l.remote.Protection == cls.Protected && c.t.Header().Snapshot(l.local) != nil {
 			if err := c.h.SetProtection(l.local, cls.Protected); err != nil {
 				return err
 			}
@@ -468,57 +552,106 @@ func (c *copying) properties(remote *store.Image, chain []link) error {
 	return nil
 }
 
-// position finds the sync point's creation in the journal, which is where replay
-// begins, and stores and tells that everything before it is done.
+// position stores and tells that everything before the sync point's creation is
+// done, which is where replay begins.
 func (c *copying) position(ctx context.Context) error {
-	name := c.peer.SyncPoints[0].SnapName
+	since, err := c.since(ctx, c.peer.SyncPoints[0].SnapName)
+	if err != nil {
+		return err
+	}
+	return c.startAt(ctx, since.begin)
+}
+
+// since is what the journal says from the creation of a sync point on.
+type since struct {
+	begin format.Positions // everything up to the creation
+	// quiet says that no operation was under way then, and that no snapshot was
+	// changed until the journal was read.
+	quiet bool
+}
+
+// since finds the creation of a sync point in the journal, and what follows it.
+func (c *copying) since(ctx context.Context, name string) (out since, err error) {
 	header, err := replica.Ask(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, c.src.journal.Look)
 	if err != nil {
-		return replica.Remotely(err)
+		return out, replica.Remotely(err)
 	}
 	g := c.src.geometry
 	reader := stream.New(stream.Geometry{Order: g.Order, Splay: g.Splay}, c.from, header.Minimum)
 	reader.Saw(reader.Look(), header.Active, header.Newest())
 	done := c.from
+	out.quiet = true
+	open := make(map[uint64]bool) // operations that have not ended
+	tag := uint64(0)
 	for {
 		list := reader.Want(4 << 20)
 		if len(list) == 0 {
 			if !reader.WantLook() {
-				return fmt.Errorf("the creation of %s is not in the remote journal: %w", name, stream.ErrMissing)
+				if out.begin == nil {
+					return out, fmt.Errorf("the creation of %s is not in the remote journal: %w", name, stream.ErrMissing)
+				}
+				return out, nil
 			}
 			look := reader.Look()
 			if header, err = replica.Ask(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, c.src.journal.Look); err != nil {
-				return replica.Remotely(err)
+				return out, replica.Remotely(err)
 			}
 			reader.Saw(look, header.Active, header.Newest())
 		}
 		for _, f := range list {
 			data, err := objects.Read(ctx, c.src.data, g.Object(f.Object), f.Offset, f.Length)
 			if err != nil {
-				return replica.Remotely(fmt.Errorf("reading the journal: %w", err))
+				return out, replica.Remotely(fmt.Errorf("reading the journal: %w", err))
 			}
 			if err := reader.Fetched(f, data); err != nil {
-				return err
+				return out, err
 			}
 		}
 		for {
 			e, ok, err := reader.Next()
 			if err != nil {
-				return err
+				return out, err
 			}
 			if !ok {
 				break
 			}
 			event, _, err := format.DecodeEvent(e.Payload)
 			if err != nil {
-				return fmt.Errorf("entry %d of epoch %d: %w: %w", e.Entry, e.Tag, format.ErrCorrupt, err)
+				return out, fmt.Errorf("entry %d of epoch %d: %w: %w", e.Entry, e.Tag, format.ErrCorrupt, err)
 			}
-			done = done.Advance(uint64(g.Splay), e.Position)
-			if create, ok := event.(format.SnapCreate); ok && create.Name == name {
-				return c.startAt(ctx, done)
+			if e.Tag != tag {
+				tag = e.Tag
+				clear(open)
+			}
+			if out.begin == nil {
+				done = done.Advance(uint64(g.Splay), e.Position)
+			}
+			switch event := event.(type) {
+			case format.OpFinish:
+				delete(open, event.ID)
+			case format.SnapCreate:
+				if event.Name == name && out.begin == nil {
+					out.begin, out.quiet = done, len(open) == 0
+				}
+				open[event.OpID()] = true
+			case format.Op:
+				open[event.OpID()] = true
+				if out.begin != nil && changesSnapshots(event) {
+					out.quiet = false
+				}
 			}
 		}
 	}
+}
+
+// changesSnapshots says that an operation bears on which snapshots there are, or on
+// what they are called.
+func changesSnapshots(op format.Op) bool {
+	switch op.(type) {
+	case format.SnapRemove, format.SnapRename:
+		return true
+	}
+	return false
 }
 
 // startAt makes replay start after some entries.
@@ -533,6 +666,6 @@ func (c *copying) startAt(ctx context.Context, done format.Positions) error {
 	}
 	return c.t.Save(ctx, plan.Record{
 		MirrorUUID: c.src.uuid, ImageID: c.src.image, Lock: c.r.lockName(c.r.lock.Cookie), LocalTag: owner.ID,
-		Progress: plan.Progress{Done: done}, Until: plan.Unknown,
+		Progress: plan.Progress{Done: done}, Until: plan.Unknown, Fresh: true,
 	})
 }

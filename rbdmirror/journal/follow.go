@@ -110,7 +110,20 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 		t.Close()
 		r.letGo()
 	}
+	if errors.Is(err, apply.ErrUnsettled) {
+		return r.copyAgain(ctx, t, remote.ID, err)
+	}
 	return r.explain(err)
+}
+
+// copyAgain has a first copy that does not fit the journal made again. Nobody can have
+// used it: the image was not yet what it was at any moment after the copying.
+func (r *Replayer) copyAgain(ctx context.Context, t *target.Target, remote string, why error) error {
+	r.log.Warn().Err(why).Msg("the first copy is made again")
+	if err := t.Forget(ctx); err != nil {
+		return err
+	}
+	return r.updatePeer(ctx, remote, &format.PeerClient{ImageID: t.Header().ID, State: format.Syncing, SyncObjectCount: 1})
 }
 
 // session runs a session.

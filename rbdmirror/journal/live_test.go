@@ -626,3 +626,110 @@ func TestWholeJournals(t *testing.T) {
 		t.Logf("width %d, %d sets: %v", width, h.Active+1, kinds)
 	}
 }
+
+// TestRaces writes to the same blocks from many threads at once. librbd may carry
+// such writes out in another order than its journal has them, so the primary can
+// differ from its own journal; the copy is what the journal says.
+func TestRaces(t *testing.T) {
+	rbdsite.Long(t)
+	p := newPair(t)
+	m := rbdimage.Create(t, p.a.admin.Pool(p.pool), "races", rbdimage.Options{Size: 4 * mib, Features: journaling})
+	pl := p.play(p.b, p.enable(m))
+	pl.waitState(replica.StateReplaying, "replaying, ")
+	p.caughtUp(pl, m)
+	io := p.a.IO(p.pool, "")
+	j := objects.New(io, m.ID())
+	if err := j.Register("reader", &format.OtherClient{Type: 2}); err != nil {
+		t.Fatal(err)
+	}
+	const block, blocks, threads, writes = 4096, 16, 16, 1500
+	m.Edit(func(img *rbd.Image) error {
+		errs := make(chan error, threads)
+		for i := range uint64(threads) {
+			go func() {
+				r := rand.New(rand.NewPCG(5, i))
+				var err error
+				for k := uint64(0); k < writes && err == nil; k++ {
+					_, err = img.WriteAt(rbdimage.Data(i<<32|k, block), r.Int64N(blocks)*block)
+				}
+				errs <- err
+			}()
+		}
+		var err error
+		for range threads {
+			err = errors.Join(err, <-errs)
+		}
+		return errors.Join(err, img.Flush())
+	})
+	p.caughtUp(pl, m)
+	pl.stop()
+	want := make([]byte, blocks*block)
+	g, err := j.Geometry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries := 0
+	read(t, j, g, io, func(e stream.Entry, event format.Event) {
+		if w, ok := event.(format.Write); ok {
+			copy(want[w.Offset:], w.Data)
+			entries++
+		}
+	})
+	differs := func(m rbdimage.Maker) (n int) {
+		have := make([]byte, len(want))
+		m.Look(func(img *rbd.Image) error {
+			_, err := img.ReadAt(have, 0)
+			return err
+		})
+		for at := 0; at < len(want); at += block {
+			if !bytes.Equal(have[at:at+block], want[at:at+block]) {
+				n++
+			}
+		}
+		return n
+	}
+	t.Logf("%d writes; of %d blocks of the primary %d are not what the journal says", entries, blocks, differs(m))
+	if n := differs(m.In(p.b.admin.Pool(p.pool))); n > 0 {
+		t.Errorf("%d blocks of the copy are not what the journal says", n)
+	}
+}
+
+// read goes through a whole journal.
+func read(t *testing.T, j *objects.Journal, g objects.Geometry, io *rados.IOContext, do func(stream.Entry, format.Event)) {
+	t.Helper()
+	h, err := j.Look()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := stream.New(stream.Geometry{Order: g.Order, Splay: g.Splay}, nil, h.Minimum)
+	for {
+		r.Saw(r.Look(), h.Active, h.Newest())
+		list := r.Want(1 << 20)
+		for _, f := range list {
+			b, err := objects.Read(t.Context(), io, g.Object(f.Object), f.Offset, f.Length)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Fetched(f, b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for {
+			e, ok, err := r.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !ok {
+				break
+			}
+			event, _, err := format.DecodeEvent(e.Payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			do(e, event)
+		}
+		if len(list) == 0 && !r.WantLook() {
+			return
+		}
+	}
+}

@@ -95,7 +95,8 @@ type session struct {
 	next      *plan.Entry               // read, but too young
 	ending    error                     // why to end once all that was fetched is done
 
-	looking, peeking, committing, checking, trimming bool
+	looking, peeking, committing, checking, trimming, mending bool
+	mendAt                                                    time.Time
 
 	work     plan.Work // under way
 	changed  bool      // an operation was carried out
@@ -144,6 +145,8 @@ const (
 	finishAge      = 5 * time.Second
 	tuneAge        = time.Second
 	peekAge        = time.Second
+	mendRetry      = time.Minute
+	mendObjects    = 512
 	// heldLimit is how much may wait for the end of an operation.
 	heldLimit = 4 * maxShare
 )
@@ -231,7 +234,7 @@ func (s *session) step(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	now := time.Now()
-	if s.work == nil && (s.changed || now.Sub(s.tuned) > tuneAge) {
+	if s.idle() && (s.changed || now.Sub(s.tuned) > tuneAge) {
 		s.changed = false
 		s.adjust(now)
 	}
@@ -244,14 +247,38 @@ func (s *session) step(ctx context.Context) error {
 		s.peek(ctx, now)
 		s.trim(ctx, now)
 	}
-	if s.work == nil {
+	if s.idle() {
 		if s.ending != nil && !s.canGoOn() {
 			return s.ending
 		}
 		s.start(ctx)
 	}
+	if s.idle() && s.ending == nil {
+		s.mend(ctx, now)
+	}
 	s.commit(ctx, now)
 	return nil
+}
+
+// idle says that nothing is under way that deals with the local image.
+func (s *session) idle() bool { return s.work == nil && !s.mending }
+
+// mend rebuilds object maps that are not to be relied on, in the time that is left.
+func (s *session) mend(ctx context.Context, now time.Time) {
+	if now.Before(s.mendAt) || s.backlog() || !s.target.Damaged() {
+		return
+	}
+	s.mending = true
+	s.calls.Go(func() {
+		_, err := s.target.Rebuild(ctx, mendObjects)
+		s.post(func() {
+			s.mending = false
+			if err != nil && ctx.Err() == nil {
+				s.log.Warn().Err(err).Msg("an object map stays marked as invalid for now")
+				s.mendAt = time.Now().Add(mendRetry)
+			}
+		})
+	})
 }
 
 // end makes the session end once everything fetched is carried out.
@@ -872,7 +899,7 @@ func (s *session) tell() {
 // done.
 func (s *session) finish(reason error) {
 	s.answer(reason)
-	for s.work != nil {
+	for !s.idle() {
 		(<-s.events)()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), finishAge)

@@ -9,6 +9,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"cephmirror/rbdmirror/journal/format"
@@ -97,6 +98,9 @@ func (a *Applier) Do(ctx context.Context, w plan.Work) error {
 		next.Compared = false
 		at, _ := next.Done.First()
 		if err := a.copy.Operate(ctx, w.Op, a.rec.Exact(at), next); err != nil {
+			if errors.Is(err, ErrInexact) && a.rec.Fresh && !a.rec.Exact(at) {
+				return fmt.Errorf("%w: %w", ErrUnsettled, err)
+			}
 			return err
 		}
 		a.rec, a.dirty = next, false

@@ -13,6 +13,10 @@ import (
 // copy cannot be made equal by going on.
 var ErrInexact = errors.New("the copy is not what the journal assumes")
 
+// ErrUnsettled is ErrInexact where the copy was made while the journal went on: in a
+// copy that is made now it may fit.
+var ErrUnsettled = fmt.Errorf("%w, which was changed while it was first copied", ErrInexact)
+
 // Snapshot is a snapshot of the copy.
 type Snapshot struct {
 	ID        uint64

@@ -102,6 +102,20 @@ func ParseFrame(b []byte, offset, limit uint64) (frame Frame, used, need int, er
 	}
 }
 
+// NextFrame returns how much of b, which begins with nothing of use, is to be
+// passed over until an entry may begin.
+func NextFrame(b []byte) int {
+	mark := binary.LittleEndian.AppendUint64(nil, preamble)
+	if len(b) == 0 {
+		return 0
+	}
+	if at := bytes.Index(b[1:], mark); at >= 0 {
+		return 1 + at
+	}
+	// The end may be the beginning of a mark.
+	return max(1, len(b)-len(mark)+1)
+}
+
 // LastFrame returns the last entry that is whole in b, which may begin and end in
 // the middle of one. Something that only looks like an entry can be taken for one:
 // it is for telling how far a journal is, not for replaying it.

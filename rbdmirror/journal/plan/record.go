@@ -28,6 +28,9 @@ type Record struct {
 	// Compared is set while a compare-and-write is carried out that was found to
 	// be due: the entry after Done.
 	Compared bool
+	// Fresh says that up to Until nothing but our own first copy bears on it: if
+	// an operation does not fit, it can be made again.
+	Fresh bool
 }
 
 // Unknown stands for Until as long as it is not known.
@@ -56,6 +59,7 @@ func (r Record) Encode() []byte {
 			w.Blob(format.EncodeEvent(p.Op, time.Time{}))
 			w.Blob(p.Before.Encode())
 		}
+		w.Bool(r.Fresh)
 	})
 	return w.Bytes()
 }
@@ -72,6 +76,9 @@ func DecodeRecord(b []byte) (Record, error) {
 		rec.Compared = r.Bool()
 		for range r.Count(8) {
 			rec.Pending = append(rec.Pending, Pending{operation(r), positions(r)})
+		}
+		if r.Len() > 0 {
+			rec.Fresh = r.Bool()
 		}
 	})
 	if err := r.Err(); err != nil {

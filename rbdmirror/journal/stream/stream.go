@@ -93,6 +93,12 @@ type offset struct {
 	size     uint64
 	tail     Stamp // nothing was beyond rest when a fetch of this stamp was asked for, 0: unknown
 	fetching bool
+	// bad is why nothing can be made of rest. It matters when all before it
+	// has been given out.
+	bad error
+	// done is, in the first object, an entry that is not needed any more. What
+	// comes before it may be as corrupt as it likes.
+	done *format.Position
 }
 
 // New returns a reader of the entries after the given positions. minimum is the
@@ -104,7 +110,8 @@ func New(g Geometry, after format.Positions, minimum uint64) *Reader {
 		r.splays[i] = offset{object: minimum*splay + uint64(i), size: firstFetch}
 	}
 	for _, p := range after {
-		r.splays[p.Object%splay].object = p.Object
+		s := &r.splays[p.Object%splay]
+		s.object, s.done = p.Object, &p
 	}
 	if p, ok := after.First(); ok {
 		r.begun, r.tag, r.entry = true, p.Tag, p.Entry+1
@@ -211,7 +218,7 @@ func (r *Reader) Want(budget int) []Fetch {
 	for i := range r.splay {
 		k := (at + i) % r.splay
 		s := &r.splays[k]
-		if s.fetching {
+		if s.fetching || s.bad != nil {
 			continue
 		}
 		fresh := r.fresh
@@ -264,31 +271,47 @@ func (r *Reader) Fetched(f Fetch, data []byte) error {
 	} else {
 		s.rest = append(append(make([]byte, 0, len(s.rest)+len(data)), s.rest...), data...)
 	}
-	if err := r.parse(s); err != nil {
-		r.err = err
-		return err
-	}
-	return r.proceed(s)
+	r.parse(s)
+	r.proceed(s)
+	return nil
 }
 
 // parse queues the entries that are complete.
-func (r *Reader) parse(s *offset) error {
-	for {
+func (r *Reader) parse(s *offset) {
+	for s.bad == nil {
 		frame, used, need, err := format.ParseFrame(s.rest, s.base, r.limit)
-		if err != nil {
-			return fmt.Errorf("data object %d: %w", s.object, err)
-		}
 		s.rest, s.base = s.rest[used:], s.base+uint64(used)
 		s.need = need
-		if frame.Payload == nil {
+		switch {
+		case err != nil && s.done != nil:
+			s.skip()
+			continue
+		case err != nil:
+			s.bad = fmt.Errorf("data object %d: %w", s.object, err)
+			return
+		case frame.Payload == nil:
 			if len(s.rest) == 0 {
 				s.rest = nil
+			} else if s.done != nil && s.tail != 0 {
+				// There is more to come, so this is no beginning of an entry.
+				s.skip()
+				continue
 			}
-			return nil
+			return
+		}
+		at := format.Position{Object: s.object, Tag: frame.Tag, Entry: frame.Entry}
+		if s.done != nil && at.Compare(*s.done) >= 0 {
+			s.done = nil
 		}
 		r.exists(frame.Tag)
-		s.add(Entry{format.Position{Object: s.object, Tag: frame.Tag, Entry: frame.Entry}, frame.Payload})
+		s.add(Entry{at, frame.Payload})
 	}
+}
+
+// skip goes on to what may be the beginning of another entry.
+func (s *offset) skip() {
+	n := format.NextFrame(s.rest)
+	s.rest, s.base = s.rest[n:], s.base+uint64(n)
 }
 
 // add queues an entry. One that is in the same object already is replaced.
@@ -316,18 +339,17 @@ func (s *offset) pop() Entry {
 }
 
 // proceed goes on to the next object of an offset when this one is complete.
-func (r *Reader) proceed(s *offset) error {
+func (r *Reader) proceed(s *offset) {
 	stamp, ok := r.closed(s.object)
-	if !ok || s.tail == 0 || s.tail < stamp {
-		return nil
+	if s.bad != nil || !ok || s.tail == 0 || s.tail < stamp {
+		return
 	}
 	if len(s.rest) > 0 {
-		r.err = fmt.Errorf("data object %d, offset %d: %w", s.object, s.base, ErrTorn)
-		return r.err
+		s.bad = fmt.Errorf("data object %d, offset %d: %w", s.object, s.base, ErrTorn)
+		return
 	}
 	s.object += r.splay
-	s.base, s.need, s.tail, s.size = 0, 0, 0, firstFetch
-	return nil
+	s.base, s.need, s.tail, s.size, s.done = 0, 0, 0, firstFetch, nil
 }
 
 // Next returns the next entry. Without one, the reader waits for what Want asks
@@ -343,6 +365,9 @@ func (r *Reader) Next() (Entry, bool, error) {
 		}
 		stamp, over := r.over()
 		switch {
+		case len(s.queue) == 0 && s.bad != nil:
+			r.err = s.bad
+			continue
 		case len(s.queue) == 0:
 			if !over || r.seeking || s.fetching || s.tail == 0 || s.tail < stamp || r.looked < stamp {
 				return Entry{}, false, nil
@@ -353,7 +378,8 @@ func (r *Reader) Next() (Entry, bool, error) {
 			}
 			if _, closed := r.closed(s.object); closed {
 				// The rest of it may stand in the next object.
-				return Entry{}, false, r.proceed(s)
+				r.proceed(s)
+				return Entry{}, false, nil
 			}
 			r.seeking = true
 		case r.seeking || !r.begun:

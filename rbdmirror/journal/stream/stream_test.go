@@ -365,6 +365,7 @@ func TestCapturedJournals(t *testing.T) {
 
 func TestFaults(t *testing.T) {
 	entry := func(b []byte, tag, n uint64) []byte { return format.AppendEntry(b, tag, n, []byte("x")) }
+	garbage := []byte("garbage that is long enough to be seen")
 	at := func(o, tag, n uint64) format.Position { return format.Position{Object: o, Tag: tag, Entry: n} }
 	for _, c := range []struct {
 		name    string
@@ -387,8 +388,10 @@ func TestFaults(t *testing.T) {
 			want: []format.Position{at(0, 1, 0)}},
 		{name: "an epoch without entries", objects: map[uint64][]byte{0: entry(nil, 1, 0)}, tags: []uint64{1, 2},
 			want: []format.Position{at(0, 1, 0)}},
-		{name: "corrupt", objects: map[uint64][]byte{0: append(entry(nil, 1, 0), []byte("garbage that is long enough to be seen")...)},
-			err: format.ErrCorrupt},
+		{name: "corrupt", objects: map[uint64][]byte{0: append(entry(nil, 1, 0), garbage...), 1: entry(nil, 1, 1), 2: entry(nil, 1, 2), 3: entry(nil, 1, 3)},
+			want: []format.Position{at(0, 1, 0), at(1, 1, 1), at(2, 1, 2), at(3, 1, 3)}, err: format.ErrCorrupt},
+		{name: "corrupt behind a hole waits", objects: map[uint64][]byte{0: append(entry(nil, 1, 0), garbage...)},
+			want: []format.Position{at(0, 1, 0)}},
 		{name: "torn in a closed set", objects: map[uint64][]byte{0: entry(nil, 1, 0), 1: entry(nil, 1, 1)[:30]}, active: 1,
 			want: nil, err: ErrTorn},
 		{name: "torn in the active set waits", objects: map[uint64][]byte{0: entry(nil, 1, 0), 1: entry(nil, 1, 1)[:30]},
@@ -409,6 +412,80 @@ func TestFaults(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 		})
+	}
+}
+
+// TestCorruptInThePast has what is done with in the way of what is not.
+func TestCorruptInThePast(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const splay = 2
+		objects := map[uint64][]byte{}
+		size := func() []byte { return make([]byte, rapid.IntRange(0, 300).Draw(t, "payload")) }
+		past := rapid.Uint64Range(2, 40).Draw(t, "past")
+		var after format.Positions
+		for n := range past {
+			objects[n%splay] = format.AppendEntry(objects[n%splay], 1, n, size())
+			after = after.Advance(splay, format.Position{Object: n % splay, Tag: 1, Entry: n})
+		}
+		for range rapid.IntRange(1, 5).Draw(t, "errors") {
+			b := objects[rapid.Uint64Range(0, splay-1).Draw(t, "object")]
+			b[rapid.IntRange(0, len(b)-1).Draw(t, "at")] ^= byte(rapid.IntRange(1, 255).Draw(t, "bits"))
+		}
+		coming := rapid.Uint64Range(1, 40).Draw(t, "coming")
+		for n := past; n < past+coming; n++ {
+			objects[n%splay] = format.AppendEntry(objects[n%splay], 1, n, size())
+		}
+		r := New(Geometry{Order: 24, Splay: splay}, after, 0)
+		for n := past; n < past+coming; {
+			r.Saw(r.Look(), 0, 1)
+			list := r.Want(1 << 20)
+			for _, f := range list {
+				b := objects[f.Object]
+				b = b[min(f.Offset, uint64(len(b))):]
+				if err := r.Fetched(f, b[:min(f.Length, uint64(len(b)))]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e, ok, err := r.Next()
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case !ok && len(list) == 0:
+				t.Fatalf("entry %d does not come", n)
+			case ok && e.Entry != n:
+				t.Fatalf("entry %d instead of %d", e.Entry, n)
+			case ok:
+				n++
+			}
+		}
+	})
+}
+
+// TestAllBeforeCorruption has everything given out that comes before what cannot
+// be read.
+func TestAllBeforeCorruption(t *testing.T) {
+	var b []byte
+	for n := range uint64(50) {
+		b = format.AppendEntry(b, 1, n, []byte("some words"))
+	}
+	b = append(b, []byte("neither an entry nor zeros, but long enough")...)
+	r := New(Geometry{Order: 24, Splay: 1}, nil, 0)
+	r.Saw(r.Look(), 0, 1)
+	for _, f := range r.Want(1 << 20) {
+		if err := r.Fetched(f, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range uint64(50) {
+		if e, ok, err := r.Next(); err != nil || !ok || e.Entry != n {
+			t.Fatalf("%+v, %v, %v", e, ok, err)
+		}
+	}
+	if _, _, err := r.Next(); !errors.Is(err, format.ErrCorrupt) {
+		t.Errorf("then %v", err)
+	}
+	if list := r.Want(1 << 20); len(list) > 0 {
+		t.Errorf("more is wanted: %v", list)
 	}
 }
 

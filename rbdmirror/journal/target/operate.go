@@ -21,6 +21,7 @@ func (t *Target) Operate(ctx context.Context, op format.Op, exact bool, rec plan
 	if err := t.ready(ctx); err != nil {
 		return err
 	}
+	t.anew = nil // whatever it is about is another image now
 	if err := t.Reload(); err != nil {
 		return err
 	}
@@ -307,11 +308,10 @@ func (t *Target) growMap(objects uint64) error {
 
 // invalidate declares the object map useless.
 func (t *Target) invalidate() error {
-	const invalid = cls.FlagObjectMapInvalid | cls.FlagFastDiffInvalid
-	if err := t.header.SetFlags(cls.NoSnap, invalid, invalid); err != nil {
+	if err := t.header.SetFlags(cls.NoSnap, mapInvalid, mapInvalid); err != nil {
 		return err
 	}
-	t.img.Flags |= invalid
+	t.img.Flags |= mapInvalid
 	t.head = nil
 	return nil
 }
@@ -520,7 +520,6 @@ func (t *Target) setFeatures(s apply.SetFeatures) error {
 	for _, snap := range t.img.Snapshots {
 		ids = append(ids, snap.ID)
 	}
-	const invalid = cls.FlagObjectMapInvalid | cls.FlagFastDiffInvalid
 	value := uint64(0)
 	if s.Enabled {
 		value = mask
@@ -535,9 +534,8 @@ func (t *Target) setFeatures(s apply.SetFeatures) error {
 				}
 			}
 			if mask&^t.img.Features != 0 {
-				// Nobody may trust them before they are built, which is done by
-				// a command that leaves no trace in the journal.
-				if err := t.header.SetFlags(id, invalid, invalid); err != nil {
+				// Nobody may trust them before they are built, see Rebuild.
+				if err := t.header.SetFlags(id, mapInvalid, mapInvalid); err != nil {
 					return err
 				}
 			}
@@ -549,7 +547,7 @@ func (t *Target) setFeatures(s apply.SetFeatures) error {
 	if !s.Enabled && mask&cls.FeatureObjectMap != 0 {
 		t.head = nil
 		for _, id := range ids {
-			if err := t.header.SetFlags(id, 0, invalid); err != nil {
+			if err := t.header.SetFlags(id, 0, mapInvalid); err != nil {
 				return err
 			}
 			if err := t.objectMap(id).Delete(); err != nil {

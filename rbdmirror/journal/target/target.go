@@ -69,7 +69,9 @@ type Target struct {
 	head   *objectmap.Map // what the object map says; nil: there is none to be kept
 
 	parents sync.Mutex
-	parent  *parentImage // open if anything was read of it
+	parent  *ancestor // open if anything was read of it
+
+	anew *rebuild // of object maps; nil: none is under way
 
 	wg sync.WaitGroup // notifications
 }
@@ -157,11 +159,10 @@ func (t *Target) loadMap() error {
 	if m.Len() != t.img.Objects(t.img.Size) {
 		// librbd would declare it invalid, too.
 		t.cfg.Log.Warn().Uint64("objects", t.img.Objects(t.img.Size)).Uint64("mapped", m.Len()).Msg("the object map does not fit the image")
-		const invalid = cls.FlagObjectMapInvalid | cls.FlagFastDiffInvalid
-		if err := t.header.SetFlags(cls.NoSnap, invalid, invalid); err != nil {
+		if err := t.header.SetFlags(cls.NoSnap, mapInvalid, mapInvalid); err != nil {
 			return err
 		}
-		t.img.Flags |= invalid
+		t.img.Flags |= mapInvalid
 		return nil
 	}
 	t.head = m
@@ -247,6 +248,22 @@ func ReadRecord(ioctx *rados.IOContext, image string) (*plan.Record, error) {
 		return nil, fmt.Errorf("%s: %w", oid, err)
 	}
 	return &rec, nil
+}
+
+// Forget removes the record.
+func (t *Target) Forget(ctx context.Context) error {
+	if err := t.ready(ctx); err != nil {
+		return err
+	}
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	assert := cls.LockAssert(lockName, cls.LockExclusive, t.cfg.Cookie, lockTag)
+	op.Exec(assert.Class, assert.Method, assert.In)
+	op.RmOmapKeys([]string{plan.RecordKey})
+	if err := op.Operate(t.cfg.IO, t.header.Object(), rados.OperationNoFlag); err != nil {
+		return fmt.Errorf("%s: removing the record of progress: %w", t.header.Object(), err)
+	}
+	return nil
 }
 
 // Save stores the record.

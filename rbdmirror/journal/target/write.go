@@ -30,6 +30,7 @@ func (t *Target) Write(ctx context.Context, objects []*merge.Object) error {
 		return err
 	}
 	if err := t.eachObject(context.WithoutCancel(ctx), len(objects), func(ctx context.Context, i int) error {
+		t.anew.wrote(objects[i].Number)
 		return t.writeObject(ctx, objects[i])
 	}); err != nil {
 		return err
@@ -308,7 +309,7 @@ func (t *Target) read(ctx context.Context, into []byte, object, offset uint64) e
 		if covered <= offset {
 			return nil
 		}
-		whole, err := t.readParent(object, covered)
+		whole, err := t.readParent(ctx, object, covered)
 		if err != nil {
 			return err
 		}
@@ -319,22 +320,14 @@ func (t *Target) read(ctx context.Context, into []byte, object, offset uint64) e
 		return err
 	}
 	defer d.Release()
-	part, err := d.Part(0)
-	if err != nil && len(d.Extents[0]) > 0 {
-		return err
-	}
-	for _, e := range d.Extents[0] {
-		at := e[0] - offset
-		part = part[copy(into[at:at+e[1]], part):]
-	}
-	return nil
+	return take(d, 0, offset, into)
 }
 
 // copyUp makes an object that shows its parent one of its own. If all snapshots
 // show the same of the parent, it is put below them, too: they can do without the
 // parent then.
 func (t *Target) copyUp(ctx context.Context, object uint64) error {
-	content, err := t.readParent(object, t.covered(object))
+	content, err := t.readParent(ctx, object, t.covered(object))
 	if err != nil {
 		return err
 	}

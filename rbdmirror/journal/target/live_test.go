@@ -1,0 +1,247 @@
+//go:build cgo
+
+package target
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rbd"
+	"github.com/rs/zerolog"
+
+	"cephmirror/internal/ceph"
+	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/journal/format"
+	"cephmirror/rbdmirror/journal/merge"
+	"cephmirror/rbdmirror/objectmap"
+	"cephmirror/rbdmirror/store"
+	"cephmirror/test/rbdimage"
+	"cephmirror/test/rbdsite"
+)
+
+const mib = 1 << 20
+
+// site is a cluster, and how its administrator sees its pool.
+func site(t *testing.T) (*rbdsite.Site, rbdimage.Pool) {
+	t.Helper()
+	s := rbdsite.StartEmpty(t, "a")
+	admin, err := rbdimage.Open("a", s.Cluster.Conf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(admin.Close)
+	return s, admin.Pool(rbdsite.Pool)
+}
+
+func source(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
+// TestAncestors reads what clones show of their parents, as librbd does.
+func TestAncestors(t *testing.T) {
+	s, pool := site(t)
+	first := rbdimage.Create(t, pool, "first", rbdimage.Options{
+		Size: 20 * mib, Order: 19, StripeUnit: 32 << 10, StripeCount: 3, DataPool: rbdsite.DataPool, Features: rbdimage.Everything,
+	})
+	first.Fill(1, 0, 7*mib)
+	first.Fill(2, 9*mib+1000, 6*mib)
+	first.Snap("base")
+	first.Protect("base")
+	first.Fill(3, 0, 20*mib)
+	second := first.Clone("base", pool, "second", rbdimage.Options{Order: 20, Features: rbdimage.Everything})
+	second.Fill(4, 2*mib+100, mib)
+	second.Discard(5*mib, mib)
+	second.Resize(13*mib + 777) // less of the parent shows from now on
+	second.Resize(18 * mib)
+	second.Fill(5, 17*mib, mib/2)
+	second.Snap("base")
+	second.Protect("base")
+	second.Fill(6, 0, 18*mib)
+	third := second.Clone("base", pool, "third", rbdimage.Options{Order: 18, StripeUnit: 16 << 10, StripeCount: 5, Features: rbdimage.Plain})
+	io := s.IO(rbdsite.Pool, "")
+	r := source(t)
+	for _, c := range []struct{ child, parent rbdimage.Maker }{{second, first}, {third, second}} {
+		img, err := store.NewHeader(io, c.child.ID()).Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := openAncestor(s.Conn, img.Parent, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := int64(a.size)
+		want := make([]byte, size)
+		c.parent.Look(func(img *rbd.Image) error {
+			if err := img.SetSnapshot("base"); err != nil {
+				return err
+			}
+			_, err := img.ReadAt(want, 0)
+			return err
+		})
+		for range 50 {
+			var spans []span
+			for range 1 + r.IntN(5) {
+				spans = append(spans, span{uint64(r.Int64N(size + mib)), make([]byte, 1+r.IntN(2*mib))})
+			}
+			if err := a.read(t.Context(), spans); err != nil {
+				t.Fatal(err)
+			}
+			for _, sp := range spans {
+				expect := make([]byte, len(sp.into))
+				if sp.at < a.size {
+					copy(expect, want[sp.at:])
+				}
+				if !bytes.Equal(sp.into, expect) {
+					t.Fatalf("%s: %d bytes at %d differ", c.parent.Name(), len(sp.into), sp.at)
+				}
+			}
+		}
+		a.close()
+	}
+	if _, err := openAncestor(s.Conn, cls.ParentSpec{PoolID: io.GetPoolID(), ImageID: first.ID(), SnapID: 12345}, 0); err == nil {
+		t.Error("a snapshot that is not there can be opened")
+	}
+}
+
+// TestRebuild has object maps rebuilt while an image is written to, and the stock
+// tool check them.
+func TestRebuild(t *testing.T) {
+	s, pool := site(t)
+	for name, o := range map[string]rbdimage.Options{
+		"mapped":    {Size: 24 * mib, Order: 19, Features: rbdimage.Everything},
+		"striped":   {Size: 24 * mib, Order: 19, StripeUnit: 64 << 10, StripeCount: 3, Features: rbdimage.Everything, DataPool: rbdsite.DataPool},
+		"not fast":  {Size: 24 * mib, Order: 19, Features: rbdimage.Plain | rbdimage.ObjectMap},
+		"of parent": {Features: rbdimage.Everything, CloneVersion: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := source(t)
+			var m rbdimage.Maker
+			if name == "of parent" {
+				p := rbdimage.Create(t, pool, "parent", rbdimage.Options{Size: 24 * mib, Order: 19, Features: rbdimage.Plain})
+				p.Fill(1, 0, 15*mib)
+				p.Snap("base")
+				p.Protect("base")
+				m = p.Clone("base", pool, name, o)
+			} else {
+				m = rbdimage.Create(t, pool, name, o)
+			}
+			for i := range 60 {
+				at := r.Uint64N(23 * mib)
+				switch r.IntN(8) {
+				case 0:
+					m.Snap(fmt.Sprint("snap", i))
+				case 1:
+					m.Discard(at, 1+r.Uint64N(24*mib-at))
+				case 2:
+					if snaps := m.Snaps(); len(snaps) > 3 {
+						m.RemoveSnap(snaps[r.IntN(len(snaps))].Name)
+					}
+				case 3:
+					m.Resize(20*mib + r.Uint64N(10*mib))
+					m.Resize(24 * mib)
+				default:
+					m.Fill(uint64(i), at, 1+r.Uint64N(mib))
+				}
+			}
+			rebuilt(t, s, m, r)
+		})
+	}
+}
+
+// rebuilt makes the object maps of an image useless, and has them rebuilt.
+func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
+	io := s.IO(rbdsite.Pool, "")
+	const cookie = "auto 1"
+	// As a holder of the lock has to, it watches the header.
+	watch, err := ceph.NewWatch(io, store.HeaderObject(m.ID()), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock := store.NewLock(io, store.HeaderObject(m.ID()))
+	if err := lock.Acquire(cookie); err != nil {
+		t.Fatal(err)
+	}
+	tg, err := Open(Config{Log: zerolog.Nop(), Conn: s.Conn, IO: io, Image: m.ID(), Cookie: cookie, Concurrency: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := []uint64{cls.NoSnap}
+	sizes := []uint64{tg.img.Size}
+	for i, snap := range tg.img.Snapshots {
+		if i%3 < 2 {
+			ids, sizes = append(ids, snap.ID), append(sizes, snap.Size)
+		}
+	}
+	for i, id := range ids {
+		if err := tg.objectMap(id).Save(objectmap.New(tg.img.Objects(sizes[i]))); err != nil {
+			t.Fatal(err)
+		}
+		if err := tg.header.SetFlags(id, mapInvalid, mapInvalid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tg.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	writes := 0
+	for more := true; more; {
+		if !tg.Damaged() {
+			t.Fatal("it is not damaged")
+		}
+		if more, err = tg.Rebuild(t.Context(), 7); err != nil {
+			t.Fatal(err)
+		}
+		if !more || writes == 40 {
+			continue
+		}
+		writes++
+		b := merge.NewBuilder(tg.layout, tg.img.Size)
+		at := r.Uint64N(tg.img.Size)
+		if r.IntN(3) == 0 {
+			b.Add(format.Discard{Offset: at, Length: 2 * mib})
+		} else {
+			b.Add(format.Write{Offset: at, Length: 5000, Data: rbdimage.Data(1, 5000)})
+		}
+		if err := tg.Write(context.Background(), b.Objects()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tg.Damaged() {
+		t.Error("it is damaged")
+	}
+	tg.Close()
+	if err := lock.Release(cookie); err != nil {
+		t.Fatal(err)
+	}
+	if err := watch.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Of the others librbd itself may have made what its check finds wrong.
+	specs := []string{m.Spec()}
+	for _, snap := range m.Snaps() {
+		if slices.Contains(ids, snap.ID) {
+			specs = append(specs, m.Spec()+"@"+snap.Name)
+		}
+	}
+	for _, spec := range specs {
+		if out, err := s.Try("rbd", "object-map", "check", "--no-progress", spec); err != nil || strings.Contains(out, "object map error") {
+			t.Errorf("the map of %s: %v, %s", spec, err, out)
+		}
+	}
+	img, err := store.NewHeader(io, m.ID()).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Flags != 0 || slices.ContainsFunc(img.Snapshots, func(s cls.Snapshot) bool { return s.Flags != 0 && slices.Contains(ids, s.ID) }) {
+		t.Errorf("what the check left: flags %#x, %+v", img.Flags, img.Snapshots)
+	}
+}
