@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -144,7 +145,7 @@ func (c mirrorCommand) command(words []string, file string, stdin io.Reader) (pl
 	if c.secret != "" {
 		given, _ := out.Args[c.secret].(string)
 		if file != "" || given == "-" {
-			secret, err := readSecret(file, stdin)
+			secret, err := readSecret(c.secret, file, stdin)
 			if err != nil {
 				return out, fmt.Errorf("reading the %s: %w", c.secret, err)
 			}
@@ -159,7 +160,9 @@ func (c mirrorCommand) command(words []string, file string, stdin io.Reader) (pl
 	return out, nil
 }
 
-func readSecret(file string, stdin io.Reader) (string, error) {
+// readSecret reads what stands alone in a file, or as the member name of an
+// object: so the command that makes a token prints it.
+func readSecret(name, file string, stdin io.Reader) (string, error) {
 	if file != "" && file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
@@ -174,6 +177,12 @@ func readSecret(file string, stdin io.Reader) (string, error) {
 	}
 	if text = bytes.TrimSpace(text); len(text) == 0 {
 		return "", errors.New("it is empty")
+	}
+	var object map[string]any
+	if json.Unmarshal(text, &object) == nil {
+		if value, ok := object[name].(string); ok {
+			return value, nil
+		}
 	}
 	return string(text), nil
 }

@@ -710,6 +710,7 @@ func TestMirrorCommands(t *testing.T) {
 		{"peer_add cephfs client.m@b backup 1.2.3.4 -", "KEY\n", 0,
 			`{"args":{"cephx_key":"KEY","fs_name":"cephfs","remote_cluster_spec":"client.m@b","remote_fs_name":"backup","remote_mon_host":"1.2.3.4"},"input":"","prefix":"fs snapshot mirror peer_add"}`, ""},
 		{"peer_bootstrap import cephfs -", "TOKEN\n", 0, `{"args":{"fs_name":"cephfs","token":"TOKEN"},"input":"","prefix":"fs snapshot mirror peer_bootstrap import"}`, ""},
+		{"peer_bootstrap import cephfs -", "{\"token\": \"TOKEN\"}\n", 0, `{"args":{"fs_name":"cephfs","token":"TOKEN"},"input":"","prefix":"fs snapshot mirror peer_bootstrap import"}`, ""},
 		{"peer_bootstrap import cephfs --token-file DIR/token", "", 0, `{"args":{"fs_name":"cephfs","token":"FROMFILE"},"input":"","prefix":"fs snapshot mirror peer_bootstrap import"}`, ""},
 		{"peer_bootstrap import cephfs -", "", 22, "", "Invalid command: reading the token: it is empty"},
 		{"peer_bootstrap create cephfs client.m site-b", "", 0,
