@@ -141,3 +141,14 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+// What the README says of the settings is what `cephmirror settings` prints.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), strings.TrimSpace(Reference())) {
+		t.Error("the table of settings in README.md is another than that of `cephmirror settings`")
+	}
+}
