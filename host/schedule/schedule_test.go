@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -75,7 +76,7 @@ func TestStart(t *testing.T) {
 			t.Errorf("%q: read again: %+v, %v", in, again, err)
 		}
 	}
-	for _, in := range []string{"nonsense", "25:00", "14:60", "2026-13-01", "14:00+99:99", "+02:00"} {
+	for _, in := range []string{"nonsense", "25:00", "14:60", "2026-13-01", "14:00+99:99", "+02:00", "14:00 CET", "14:00 Europe/Berlin"} {
 		_, err := ParseStart(in)
 		if !errors.Is(err, syscall.EINVAL) || err.Error() != "Invalid start time "+in+": Unknown string format: "+in {
 			t.Errorf("%q: %v", in, err)
@@ -125,6 +126,32 @@ func TestStored(t *testing.T) {
 	again, err := Decode(b)
 	if d := cmp.Diff(own, again); err != nil || d != "" {
 		t.Errorf("%v %s", err, d)
+	}
+}
+
+func TestItem(t *testing.T) {
+	for _, c := range []struct{ when, start, want string }{
+		{"1h", "", "every 1h"},
+		{"1440m", "2pm", "every 1d starting at 14:00:00"},
+		{"@daily", "", "cron @daily"},
+		{"CRON_TZ=Europe/Berlin 30 2 * * 1-5", "", "cron CRON_TZ=Europe/Berlin 30 2 * * 1-5"},
+	} {
+		if it := item(t, c.when, c.start); it.String() != c.want {
+			t.Errorf("%s %s: %s", c.when, c.start, it)
+		}
+	}
+	for _, c := range []struct{ when, start, want string }{
+		{"1h", "14:00 CET", "Invalid start time 14:00 CET"},
+		{"* * * * *", "14:00", "Invalid start time 14:00: a cron expression has none"},
+		{"@every 1h", "", "Invalid cron expression (@every 1h): give the interval alone"},
+		{"61 * * * *", "", "Invalid cron expression (61 * * * *)"},
+		{"* * * * * *", "", "Invalid cron expression (* * * * * *)"}, // no seconds
+		{"CRON_TZ=Nowhere/Else * * * * *", "", "Invalid cron expression"},
+		{"* * *", "", "Invalid interval (* * *)"},
+	} {
+		if _, err := ParseItem(c.when, c.start); !errors.Is(err, syscall.EINVAL) || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s %s: %v", c.when, c.start, err)
+		}
 	}
 }
 
@@ -191,6 +218,8 @@ func TestNext(t *testing.T) {
 		{"the hour that is missing", "1d", "02:30", berlin, "2026-03-29T00:00:00Z", "2026-03-28T01:30:00Z", "2026-03-29T01:30:00Z"},
 		{"the hour that comes twice", "1h", "", berlin, "2026-10-25T00:30:00Z", "2026-10-25T00:00:00Z", "2026-10-25T02:00:00Z"},
 		{"cron", "30 2 * * 1", "", time.UTC, "2026-11-22T07:30:00Z", "2026-11-16T02:30:00Z", "2026-11-23T02:30:00Z"},
+		{"cron in a zone", "CRON_TZ=Europe/Berlin 30 2 * * 1-5", "", time.UTC, "2026-11-22T07:30:00Z", "2026-11-20T01:30:00Z", "2026-11-23T01:30:00Z"},
+		{"cron in the zone that counts", "30 2 * * 1-5", "", berlin, "2026-11-22T07:30:00Z", "2026-11-20T01:30:00Z", "2026-11-23T01:30:00Z"},
 		{"cron, yearly", "@yearly", "", time.UTC, "2026-11-22T07:30:00Z", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"},
 		{"before 1970", "7d", "12:00", time.UTC, "1969-12-30T00:00:00Z", "1969-12-25T12:00:00Z", "1970-01-01T12:00:00Z"},
 	} {
@@ -327,19 +356,88 @@ func TestRetention(t *testing.T) {
 	for i := range 24 * 60 {
 		made = append(made, begin.Add(time.Duration(i)*time.Hour))
 	}
-	pruned := r.Prune(made, time.UTC)
-	// Of the 24 hours one is the newest of its day and of its week, of the seven
-	// days one more is the newest of its week.
-	left := len(made) - len(pruned)
-	if left < 24+6+2 || left > 24+7+4 {
-		t.Errorf("%d are left of %d", left, len(made))
+	kept := difference(made, r.Prune(made, time.UTC))
+	var want []time.Time
+	for _, day := range []string{"02-08", "02-15", "02-22", "02-23", "02-24", "02-25", "02-26", "02-27", "02-28"} { // Sundays, then each day
+		want = append(want, at(t, "2026-"+day+"T23:00:00Z"))
 	}
-	if again := r.Prune(difference(made, pruned), time.UTC); len(again) != 0 {
-		t.Errorf("what was kept is pruned the next time: %v", again)
+	for hour := range 24 {
+		want = append(want, at(t, "2026-03-01T00:00:00Z").Add(time.Duration(hour)*time.Hour))
+	}
+	if d := cmp.Diff(want, kept); d != "" {
+		t.Error(d)
 	}
 	if got := (Retention{}).Prune(made, time.UTC); got != nil {
 		t.Errorf("without retention %d are pruned", len(got))
 	}
+}
+
+func TestRetentionPeriods(t *testing.T) {
+	for _, c := range []struct{ keep, zone, made, kept string }{
+		{"2n", "UTC", "01-01T00:00 01-01T00:01 01-01T00:02", "01-01T00:01 01-01T00:02"},
+		{"2m", "UTC", "01-01T00:00 01-01T00:01 01-01T00:02", "01-01T00:01 01-01T00:02"},
+		// Of each hour the newest; hours without one do not count.
+		{"2h", "UTC", "01-01T00:10 01-01T00:50 01-01T09:00 01-01T09:30", "01-01T00:50 01-01T09:30"},
+		{"1h", "UTC", "01-01T00:10", "01-01T00:10"},
+		{"2d", "UTC", "01-01T23:30 01-02T00:30 01-02T22:30 01-03T22:30", "01-02T22:30 01-03T22:30"},
+		// A day is one of the zone that counts: there it is the same day.
+		{"2d", "Europe/Berlin", "01-01T22:00 01-01T23:30 01-02T22:30 01-03T22:30", "01-02T22:30 01-03T22:30"},
+		{"2d", "Europe/Berlin", "01-01T22:00 01-01T23:30 01-02T22:30", "01-01T22:00 01-02T22:30"},
+		// The hour that comes twice is two hours.
+		{"3h", "Europe/Berlin", "10-24T23:30 10-25T00:30 10-25T01:30", "10-24T23:30 10-25T00:30 10-25T01:30"},
+		{"2w", "UTC", "01-04T23:59 01-05T00:00 01-11T00:00 01-12T00:00", "01-11T00:00 01-12T00:00"},
+		{"2M", "UTC", "01-01T00:00 01-31T00:00 02-01T00:00 02-28T00:00 05-01T00:00", "02-28T00:00 05-01T00:00"},
+		{"1y", "UTC", "01-01T00:00 07-01T00:00", "07-01T00:00"},
+		// Periods add up; one snapshot can stand for several.
+		{"1h1d1w", "UTC", "01-01T00:00 01-02T00:00", "01-02T00:00"},
+		{"1n2d", "UTC", "01-01T00:00 01-01T12:00 01-02T00:00", "01-01T12:00 01-02T00:00"},
+	} {
+		loc, err := time.LoadLocation(c.zone)
+		if err != nil {
+			t.Skip("no time zone data here")
+		}
+		times := func(list string) (out []time.Time) {
+			for _, s := range strings.Fields(list) {
+				out = append(out, at(t, "2026-"+s+":00Z"))
+			}
+			return out
+		}
+		r, err := ParseRetention(c.keep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made := times(c.made)
+		slices.Reverse(made) // in whatever order
+		kept := difference(times(c.made), r.Prune(made, loc))
+		if d := cmp.Diff(times(c.kept), kept); d != "" {
+			t.Errorf("%s in %s of %s: %s", c.keep, c.zone, c.made, d)
+		}
+	}
+}
+
+// Removing after each snapshot what is to be kept no longer leaves the same as
+// removing once at the end: nothing that is wanted later goes early.
+func TestRetentionStepByStep(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := func(name string) int { return rapid.IntRange(0, 5).Draw(t, name) }
+		r := Retention{N: n("n"), Minutes: n("m"), Hours: n("h"), Days: n("d"), Weeks: n("w"), Months: n("M"), Years: n("y")}
+		now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		var all, left []time.Time
+		for range rapid.IntRange(0, 60).Draw(t, "snapshots") {
+			now = now.Add(time.Duration(rapid.IntRange(1, 60*24*40).Draw(t, "minutes")) * time.Minute)
+			all, left = append(all, now), append(left, now)
+			left = difference(left, r.Prune(left, time.UTC))
+			if left[len(left)-1] != now {
+				t.Fatalf("%s: the newest is gone", r)
+			}
+		}
+		if d := cmp.Diff(difference(all, r.Prune(all, time.UTC)), left); d != "" {
+			t.Fatalf("%s: %s", r, d)
+		}
+		if most := r.N + r.Minutes + r.Hours + r.Days + r.Weeks + r.Months + r.Years; most > 0 && len(left) > most {
+			t.Fatalf("%s: %d are left", r, len(left))
+		}
+	})
 }
 
 func difference(all, without []time.Time) []time.Time {
