@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
+	"golang.org/x/sync/errgroup"
 
 	"cephmirror/admin"
 	"cephmirror/fsmirror/dirstore"
@@ -23,20 +26,22 @@ import (
 // workersPlan says how much several daemons share.
 type workersPlan struct {
 	workers, images int
+	stock           bool // the stock daemon can do it, too
 	dirs            tree.Uniform
 	rest            time.Duration // for how long they are looked at when nothing happens
 }
 
+// fullWorkersPlan has more images than the stock daemon's map can keep apart.
 func fullWorkersPlan() workersPlan {
 	return workersPlan{
-		workers: 4, images: 300, rest: 20 * time.Second,
+		workers: 4, images: 1500, rest: 20 * time.Second,
 		dirs: tree.Uniform{Dir: "/bench-workers", Dirs: 500, Files: 1, Size: 4 << 10},
 	}
 }
 
 func quickWorkersPlan() workersPlan {
 	p := fullWorkersPlan()
-	p.workers, p.images, p.dirs.Dirs, p.rest = 3, 24, 24, 5*time.Second
+	p.workers, p.images, p.dirs.Dirs, p.rest, p.stock = 3, 24, 24, 5*time.Second, true
 	return p
 }
 
@@ -47,11 +52,17 @@ type crew struct {
 	start   func(user string) (*bed.Process, error)
 	socket  func(user string) string
 	command string // that shows what a daemon has
-	// count takes from the answer how many units the daemon replicates, and
-	// whether it leads.
-	count func(answer []byte) (units int, leads bool, err error)
+	// count takes from the answer how it is with a daemon.
+	count func(answer []byte) (view, error)
 	units int
 	procs map[string]*bed.Process
+}
+
+// view is what a daemon shows.
+type view struct {
+	owned      int // units that it was given
+	replicated int // those of them that it replicates
+	leads      bool
 }
 
 func (c *crew) add(users ...string) error {
@@ -65,69 +76,127 @@ func (c *crew) add(users ...string) error {
 	return nil
 }
 
+// stop ends all daemons in order.
 func (c *crew) stop(ctx context.Context) error {
-	var errs []error
-	for _, p := range c.procs {
-		errs = append(errs, p.Stop(ctx))
+	errs := make([]error, len(c.procs))
+	var wg sync.WaitGroup
+	for i, user := range slices.Sorted(maps.Keys(c.procs)) {
+		p := c.procs[user]
+		wg.Go(func() { errs[i] = p.Stop(ctx) })
 	}
+	wg.Wait()
+	clear(c.procs)
 	return errors.Join(errs...)
 }
 
-// look returns how many units each running daemon replicates, and who leads.
-func (c *crew) look(ctx context.Context) (shares map[string]int, leader string) {
-	shares = make(map[string]int)
+// look asks all running daemons.
+func (c *crew) look(ctx context.Context) map[string]view {
+	var mu sync.Mutex
+	out := make(map[string]view)
+	var wg sync.WaitGroup
 	for user, p := range c.procs {
 		if !p.Running() {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		out, err := admin.Call(ctx, c.socket(user), c.command, nil, "json")
-		cancel()
-		if err != nil {
-			continue
-		}
-		n, leads, err := c.count(out)
-		if err != nil {
-			continue
-		}
-		shares[user] = n
-		if leads {
-			leader = user
-		}
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			answer, err := admin.Call(ctx, c.socket(user), c.command, nil, "json")
+			if err != nil {
+				return
+			}
+			if v, err := c.count(answer); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				out[user] = v
+			}
+		})
 	}
-	return shares, leader
+	wg.Wait()
+	return out
 }
 
-// settled waits until all units are replicated by somebody, and by no two.
-func (c *crew) settled(ctx context.Context, least int) (time.Duration, map[string]int, error) {
-	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
+func leaderOf(views map[string]view) string {
+	for user, v := range views {
+		if v.leads {
+			return user
+		}
+	}
+	return ""
+}
+
+func (c *crew) shares(views map[string]view) string {
+	var out []string
+	for _, user := range slices.Sorted(maps.Keys(c.procs)) {
+		out = append(out, fmt.Sprint(views[user].owned))
+	}
+	return strings.Join(out, "+")
+}
+
+// milestones are when all units had an owner, when all were replicated, when
+// the shares were even, and when somebody led; zero is never.
+type milestones struct{ owned, replicated, even, led time.Duration }
+
+// settle follows what comes of something that began, until all units are
+// replicated by one daemon each and, if they are to be, the shares are even.
+func (c *crew) settle(ctx context.Context, begin time.Time, even bool, limit time.Duration) (m milestones, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var shares map[string]int
-	err := bed.Poll(ctx, "all units to be replicated", func(ctx context.Context) (bool, error) {
-		shares, _ = c.look(ctx)
-		total := 0
-		for _, n := range shares {
-			total += n
-			if n < least {
-				return false, nil
+	note := func(d *time.Duration, is bool) {
+		switch {
+		case !is:
+			*d = 0 // no longer
+		case *d == 0:
+			*d = time.Since(begin)
+		}
+	}
+	var views map[string]view
+	err = bed.Poll(ctx, "all units to be replicated", func(ctx context.Context) (bool, error) {
+		views = c.look(ctx)
+		owned, replicated, least, most := 0, 0, c.units, 0
+		for user, p := range c.procs {
+			if p.Running() {
+				v := views[user]
+				owned, replicated = owned+v.owned, replicated+v.replicated
+				least, most = min(least, v.owned), max(most, v.owned)
 			}
 		}
-		return total == c.units && len(shares) > 0, nil
+		note(&m.owned, owned == c.units)
+		note(&m.replicated, owned == c.units && replicated == c.units)
+		note(&m.even, owned == c.units && most-least <= 1)
+		note(&m.led, leaderOf(views) != "")
+		return m.replicated > 0 && m.led > 0 && (!even || m.even > 0), nil
 	})
 	if err != nil {
-		err = fmt.Errorf("%w: %v of %d", err, shares, c.units)
+		err = fmt.Errorf("%w: %s of %d", err, c.shares(views), c.units)
 	}
-	return time.Since(begin), shares, err
+	return m, err
+}
+
+// reported adds what was reached.
+func (c *crew) reported(rep *report, name, what string, m milestones, wanted string) {
+	for _, f := range []struct {
+		is     string
+		took   time.Duration
+		wanted string
+	}{
+		{"all are replicated", m.replicated, wanted},
+		{"the shares are even", m.even, ""},
+	} {
+		if f.took > 0 {
+			rep.find(name, c.who+", "+what+": "+f.is, f.took.Seconds(), "s", f.wanted)
+		}
+	}
 }
 
 // hit lets something happen to a daemon that leads, or that does not, and takes
 // the time until all units are replicated again. It is started anew after that.
 func (c *crew) hit(ctx context.Context, rep *report, name, what string, leads bool, sig syscall.Signal, wanted string) error {
-	shares, leader := c.look(ctx)
+	views := c.look(ctx)
+	leader := leaderOf(views)
 	victim := leader
-	for user, n := range shares {
-		if !leads && user != leader && (victim == leader || n > shares[victim]) {
+	for user, v := range views {
+		if !leads && user != leader && (victim == leader || v.owned > views[victim].owned) {
 			victim = user
 		}
 	}
@@ -136,6 +205,7 @@ func (c *crew) hit(ctx context.Context, rep *report, name, what string, leads bo
 		return nil
 	}
 	p := c.procs[victim]
+	delete(c.procs, victim)
 	begin := time.Now()
 	if sig == syscall.SIGKILL {
 		for _, pid := range slices.Backward(descendants(p.Pid())) {
@@ -144,27 +214,29 @@ func (c *crew) hit(ctx context.Context, rep *report, name, what string, leads bo
 	} else if err := p.Signal(sig); err != nil {
 		return err
 	}
-	delete(c.procs, victim)
-	_, after, err := c.settled(ctx, 0)
-	took := time.Since(begin)
+	m, err := c.settle(ctx, begin, false, 4*time.Minute)
 	if err != nil {
 		c.logf("%s, %s: %v", c.who, what, err)
 	} else {
-		rep.find(name, c.who+", "+what+": all are replicated again", took.Seconds(), "s", wanted)
-		c.logf("%s, %s: %v, then %v", c.who, what, took.Round(100*time.Millisecond), after)
+		c.reported(rep, name, fmt.Sprintf("%s (it had %d)", what, views[victim].owned), milestones{replicated: m.replicated}, wanted)
+		if leads {
+			rep.find(name, c.who+", "+what+": another leads", m.led.Seconds(), "s", map[bool]string{true: "within 5 s"}[sig == syscall.SIGTERM && wanted != ""])
+		}
+		c.logf("%s, %s: led after %.1f s, owned after %.1f s, replicated after %.1f s: %s", c.who, what,
+			m.led.Seconds(), m.owned.Seconds(), m.replicated.Seconds(), c.shares(c.look(ctx)))
 	}
 	if err := p.Stop(ctx); err != nil {
 		return err
 	}
+	// It is to have its share before the next one is hit, if it ever gets one.
+	begin = time.Now()
 	if err := c.add(victim); err != nil {
 		return err
 	}
-	// It is to have its share before the next one is hit, if it ever gets one.
-	some, cancel := context.WithTimeout(ctx, 60*time.Second)
-	defer cancel()
-	if took, _, err := c.settled(some, 1); err == nil {
-		c.logf("%s: who joined has units after %v", c.who, took.Round(100*time.Millisecond))
+	if m, err = c.settle(ctx, begin, true, 90*time.Second); err == nil {
+		c.reported(rep, name, "the same joins again", milestones{even: m.even}, "")
 	}
+	c.logf("%s: who joined has its share after %.1f s: %s", c.who, m.even.Seconds(), c.shares(c.look(ctx)))
 	return nil
 }
 
@@ -176,23 +248,37 @@ func (c *crew) run(ctx context.Context, rep *report, name string, plan workersPl
 	}
 	c.procs = make(map[string]*bed.Process)
 	defer func() { err = errors.Join(err, c.stop(context.WithoutCancel(ctx))) }()
-	if err := c.add(users...); err != nil {
-		return err
-	}
-	took, shares, err := c.settled(ctx, 0)
-	if err != nil {
-		return err
-	}
-	c.logf("%s: settled after %v: %v", c.who, took.Round(100*time.Millisecond), shares)
-	rep.find(name, c.who+", cold start of "+fmt.Sprint(plan.workers)+": all are replicated", took.Seconds(), "s", "within 60 s")
-	if err := c.resting(ctx, rep, name, plan); err != nil {
-		return err
-	}
 	goal := func(s string) string {
 		if c.who == ours {
 			return s
 		}
 		return ""
+	}
+	// First everything is new. Then it is there, and only the daemons are not.
+	for _, what := range []string{"first start of %d", "cold start of %d"} {
+		if err := c.stop(ctx); err != nil {
+			return err
+		}
+		begin := time.Now()
+		if err := c.add(users...); err != nil {
+			return err
+		}
+		m, err := c.settle(ctx, begin, c.who == ours, 6*time.Minute)
+		if err != nil {
+			return err
+		}
+		what = fmt.Sprintf(what, plan.workers)
+		c.logf("%s, %s: owned after %.1f s, even after %.1f s, replicated after %.1f s: %s", c.who, what,
+			m.owned.Seconds(), m.even.Seconds(), m.replicated.Seconds(), c.shares(c.look(ctx)))
+		wanted := ""
+		if strings.HasPrefix(what, "cold") {
+			wanted = goal("within 60 s")
+		}
+		rep.find(name, c.who+", "+what+": all have an owner", m.owned.Seconds(), "s", wanted)
+		c.reported(rep, name, what, m, wanted)
+	}
+	if err := c.resting(ctx, rep, name, plan); err != nil {
+		return err
 	}
 	for _, h := range []struct {
 		what   string
@@ -215,11 +301,19 @@ func (c *crew) run(ctx context.Context, rep *report, name string, plan workersPl
 // resting measures what the daemons need when nothing happens.
 func (c *crew) resting(ctx context.Context, rep *report, name string, plan workersPlan) error {
 	who := make(parties)
-	var pids []int
 	for _, p := range c.procs {
-		pids = append(pids, descendants(p.Pid())...)
+		for _, pid := range descendants(p.Pid()) {
+			kind := "daemon"
+			switch {
+			case c.who != ours:
+			case pid == p.Pid():
+				kind = "host"
+			default:
+				kind = "plugin"
+			}
+			who[kind] = append(who[kind], pid)
+		}
 	}
-	who["daemons"] = pids
 	before, err := who.read()
 	if err != nil {
 		return err
@@ -233,16 +327,84 @@ func (c *crew) resting(ctx context.Context, rep *report, name string, plan worke
 	if err != nil {
 		return err
 	}
-	memory := int64(0)
-	for _, pid := range pids {
-		memory += peak(pid)
+	cores, memory := 0.0, 0.0
+	for _, kind := range slices.Sorted(maps.Keys(who)) {
+		used := after.sub(before)[kind].Seconds() / plan.rest.Seconds()
+		bytes := 0.0
+		for _, pid := range who[kind] {
+			bytes += float64(peak(pid))
+		}
+		each := float64(plan.workers)
+		rep.find(name, fmt.Sprintf("%s, processor time of each %s at rest", c.who, kind), used*1000/each, "ms/s", "")
+		rep.find(name, fmt.Sprintf("%s, peak resident memory of each %s", c.who, kind), bytes/1e6/each, "MB", "")
+		cores, memory = cores+used, memory+bytes
 	}
-	cores := after.sub(before)["daemons"].Seconds() / plan.rest.Seconds()
-	rep.find(name, c.who+", processor time of all daemons at rest", cores, "cores", "")
-	rep.find(name, c.who+", the same for each unit", cores*1000/float64(c.units), "ms/s", "")
-	rep.find(name, c.who+", peak resident memory of each daemon", float64(memory)/1e6/float64(plan.workers), "MB", "")
-	rep.find(name, c.who+", the same for each unit", float64(memory)/1e3/float64(c.units), "kB", "")
+	rep.find(name, c.who+", processor time for each unit at rest", cores*1000/float64(c.units), "ms/s", "")
+	rep.find(name, c.who+", peak resident memory for each unit", memory/1e3/float64(c.units), "kB", "")
 	return nil
+}
+
+// makeImages makes small images and mirrors them, many at once.
+func (r *rbdLab) makeImages(ctx context.Context, n int) error {
+	r.logf("making %d images", n)
+	begin := time.Now()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for i := range n {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			name := fmt.Sprintf("unit%04d", i)
+			err := r.a.With(func(io *rados.IOContext) error {
+				opts := rbd.NewRbdImageOptions()
+				defer opts.Destroy()
+				return rbd.CreateImage(io, name, 4<<20, opts)
+			})
+			if err != nil {
+				return fmt.Errorf("making %s: %w", name, err)
+			}
+			return r.a.Open(name, func(img *rbd.Image) error {
+				if err := writeAll(ctx, img, []int64{0}, 4<<10, uint64(i)); err != nil {
+					return err
+				}
+				return img.MirrorEnable(rbd.ImageMirrorModeSnapshot)
+			})
+		})
+	}
+	err := g.Wait()
+	r.logf("that took %.1f s", time.Since(begin).Seconds())
+	return err
+}
+
+// imagesIn counts the images of an answer, wherever they are in it: the releases
+// differ in that.
+func imagesIn(v any) (owned, replicated int) {
+	add := func(v any) {
+		n, m := imagesIn(v)
+		owned, replicated = owned+n, replicated+m
+	}
+	switch v := v.(type) {
+	case []any:
+		for _, x := range v {
+			add(x)
+		}
+	case map[string]any:
+		for key, x := range v {
+			list, ok := x.([]any)
+			if key != "image_replayers" || !ok {
+				add(x)
+				continue
+			}
+			for _, image := range list {
+				owned++
+				if m, ok := image.(map[string]any); ok && m["state"] == "Replaying" {
+					replicated++
+				}
+			}
+		}
+	}
+	return owned, replicated
 }
 
 // rbdWorkersCase measures how several daemons share the images of a pool, and
@@ -251,16 +413,8 @@ func rbdWorkersCase(ctx context.Context, l *lab, p plan, rep *report) error {
 	plan := p.workers
 	name := fmt.Sprintf("%d images, %d daemons", plan.images, plan.workers)
 	return l.withPool(ctx, func(r *rbdLab) error {
-		l.logf("making %d images", plan.images)
-		for i := range plan.images {
-			image := fmt.Sprintf("unit%04d", i)
-			err := r.image(image, 4<<20, func(img *rbd.Image) error { return writeAll(ctx, img, []int64{0}, 4<<10, uint64(i)) })
-			if err != nil {
-				return err
-			}
-			if _, err := r.enable(image); err != nil {
-				return err
-			}
+		if err := r.makeImages(ctx, plan.images); err != nil {
+			return err
 		}
 		for i := range plan.workers {
 			if err := l.b.AddRBDMirrorUser(ctx, fmt.Sprintf("worker%d", i)); err != nil {
@@ -268,21 +422,28 @@ func rbdWorkersCase(ctx context.Context, l *lab, p plan, rep *report) error {
 			}
 		}
 		for _, who := range p.daemons() {
+			if who == stock && !plan.stock {
+				l.logf("the stock daemon loses its map of so many images: it is measured with -quick")
+				continue
+			}
 			c := &crew{
 				lab: l, who: who, units: plan.images, command: "rbd mirror status",
 				socket: func(user string) string { return filepath.Join(l.b.RunDir(), "b-client."+user+".asok") },
-				count: func(answer []byte) (n int, leads bool, err error) {
-					// The same in the layouts of both releases.
+				count: func(answer []byte) (v view, err error) {
 					var st struct {
 						Pools []struct {
 							Leader bool `json:"leader"`
 						} `json:"pool_replayers"`
 					}
-					err = json.Unmarshal(answer, &st)
-					for _, pool := range st.Pools {
-						leads = leads || pool.Leader
+					var all any
+					if err := errors.Join(json.Unmarshal(answer, &st), json.Unmarshal(answer, &all)); err != nil {
+						return v, err
 					}
-					return strings.Count(string(answer), `"state":"Replaying"`), leads, err
+					for _, pool := range st.Pools {
+						v.leads = v.leads || pool.Leader
+					}
+					v.owned, v.replicated = imagesIn(all)
+					return v, nil
 				},
 				start: func(user string) (*bed.Process, error) {
 					args := []string{"rbd-mirror", "--cluster", "b", "--id", user, "-f", "--rbd-mirror-image-policy-migration-throttle=20"}
@@ -399,7 +560,7 @@ func (l *lab) shareDirs(ctx context.Context, rep *report, name string, plan work
 			return l.bed.StartProcess(bed.ProcessSpec{Name: ours + "-" + user, Args: args})
 		},
 	}
-	c.count = func(answer []byte) (int, bool, error) {
+	c.count = func(answer []byte) (v view, err error) {
 		var st struct {
 			Address string `json:"rados_inst"`
 			Dirs    struct {
@@ -407,17 +568,18 @@ func (l *lab) shareDirs(ctx context.Context, rep *report, name string, plan work
 			} `json:"snap_dirs"`
 		}
 		if err := json.Unmarshal(answer, &st); err != nil {
-			return 0, false, err
+			return v, err
 		}
 		leader, err := store.Controller()
 		if err != nil {
-			return 0, false, err
+			return v, err
 		}
 		contents, err := store.Load()
 		if err != nil {
-			return 0, false, err
+			return v, err
 		}
-		return st.Dirs.Count, st.Address != "" && contents.Instances[leader] == st.Address, nil
+		n := st.Dirs.Count
+		return view{owned: n, replicated: n, leads: st.Address != "" && contents.Instances[leader] == st.Address}, nil
 	}
 	return c.run(ctx, rep, name, plan)
 }

@@ -3,8 +3,10 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -29,9 +31,18 @@ type fsCrew struct {
 // them are there. add adds one to the map.
 func (e *env) newFSCrew(t *testing.T, dirs int, add func(dir string), kinds ...string) *fsCrew {
 	t.Helper()
+	return e.newFSCrewOf(t, dirs, add, func(*worker) {}, kinds...)
+}
+
+// newFSCrewOf is newFSCrew with daemons that are prepared before they start.
+func (e *env) newFSCrewOf(t *testing.T, dirs int, add func(dir string), prepare func(*worker), kinds ...string) *fsCrew {
+	t.Helper()
 	c := &fsCrew{t: t, e: e}
 	for i, who := range kinds {
 		w := &worker{who: who, user: fmt.Sprintf("crew%d", i)}
+		if who == ours {
+			prepare(w)
+		}
 		c.start(w)
 		c.members = append(c.members, w)
 	}
@@ -56,14 +67,23 @@ func (c *fsCrew) start(w *worker) {
 			c.t.Fatal(err)
 		}
 		w.daemon = c.e.startStock(c.t, w.user)
+		c.t.Cleanup(func() {
+			if !c.t.Failed() {
+				return
+			}
+			// Most of what it says is that it was asked before it was there.
+			lines := strings.Split(tail(w.log, 1e6), "\n")
+			lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "not defined") })
+			c.t.Logf("the stock daemon's log:\n%s", strings.Join(lines[max(0, len(lines)-60):], "\n"))
+		})
 		return
 	}
 	dir := c.e.a.RunDir()
-	w.daemon = c.e.startDaemon(c.t, c.e.a, w.user, []string{
+	w.daemon = c.e.startDaemon(c.t, c.e.a, w.user, append([]string{
 		filepath.Join(c.e.bin, "cephmirror"), "cephfs-mirror", "--cluster", "a", "--id", "mirror", "-f", "--cephmirror-shuffle-interval=5s",
 		"--admin-socket=" + filepath.Join(dir, "a-client."+w.user+".asok"), "--pid-file=" + filepath.Join(dir, w.user+".pid"),
 		"--log-file=" + filepath.Join(c.e.a.Dir(), "log", "client."+w.user+".log"),
-	}, explainPeers)
+	}, w.args...), explainPeers)
 }
 
 func (c *fsCrew) running() []*worker {
@@ -276,15 +296,14 @@ func fsFaults() []fault {
 			t.Fatal(err)
 		}
 	}
-	freeze := func(t *testing.T, _ *crew, w *worker) { w.signalAll(t, syscall.SIGSTOP) }
+	freeze := func(t *testing.T, _ *crew, w *worker) { w.freeze(t) }
 	freezeHost := func(t *testing.T, _ *crew, w *worker) {
-		if err := syscall.Kill(w.Pid(), syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		w.asleep = []int{w.Pid()}
+		signalEach(t, w.asleep, syscall.SIGSTOP)
 	}
 	wake := func(t *testing.T, _ *crew, w *worker) {
 		time.Sleep(10 * time.Second)
-		w.signalAll(t, syscall.SIGCONT)
+		w.wake(t)
 	}
 	shut := func(t *testing.T, c *crew, w *worker) {
 		st, err := w.status()
@@ -302,6 +321,29 @@ func fsFaults() []fault {
 		{name: "owner frozen", limit: killed, do: freeze, undo: wake, out: true},
 		{name: "host of the controller frozen", leader: true, limit: 2 * killed, do: freezeHost, undo: wake, out: true},
 		{name: "owner blocklisted", limit: 2 * killed, do: shut, undo: func(*testing.T, *crew, *worker) {}},
+		{name: "controller blocklisted", leader: true, limit: 2 * killed, do: shut, undo: func(*testing.T, *crew, *worker) {}},
+	}
+}
+
+// worseFSFaults are like worseFaults.
+func worseFSFaults() []fault {
+	const killed = 15 * time.Second
+	cut := func(_ *testing.T, _ *crew, w *worker) { w.line.Cut() }
+	mend := func(_ *testing.T, _ *crew, w *worker) { w.line.Mend() }
+	behead := func(t *testing.T, _ *crew, w *worker) { beheaded(t, w) }
+	bury := func(t *testing.T, _ *crew, w *worker) { awaken(t, w) } // it is started anew after that
+	freeze := func(t *testing.T, _ *crew, w *worker) { w.freeze(t) }
+	wake := func(t *testing.T, _ *crew, w *worker) {
+		time.Sleep(75 * time.Second) // past the time after which the MDSs forget sessions
+		w.wake(t)
+	}
+	return []fault{
+		{name: "controller cut off", leader: true, limit: killed, do: cut, undo: mend, out: true},
+		{name: "owner cut off", limit: killed, do: cut, undo: mend, out: true},
+		{name: "host of the controller dies before its plugin", leader: true, limit: killed, do: behead, undo: bury, out: true},
+		{name: "host of an owner dies before its plugin", limit: killed, do: behead, undo: bury, out: true},
+		{name: "controller frozen for long", leader: true, limit: killed, do: freeze, undo: wake, out: true},
+		{name: "owner frozen for long", limit: killed, do: freeze, undo: wake, out: true},
 	}
 }
 
@@ -322,9 +364,15 @@ func (c *fsCrew) suffer(t *testing.T, f fault, limit time.Duration) {
 	if f.out {
 		c.without(w, func() { c.sound(t) })
 	}
+	if w.line != nil && f.out && f.undo != nil {
+		if _, err := w.status(); err != nil {
+			t.Errorf("the socket of one that is cut off: %v", err)
+		}
+	}
 	if f.undo != nil {
 		f.undo(t, &crew{e: c.e}, w)
-	} else {
+	}
+	if f.undo == nil || !w.Running() {
 		w.stopWithin(t, 30*time.Second)
 		c.start(w)
 	}
@@ -391,6 +439,124 @@ func TestFSWorkersSurvive(t *testing.T) {
 		c.shares(t, 90*time.Second)
 		c.sound(t)
 	})
+}
+
+// TestFSWorkersLost lets daemons be cut off, frozen for long, and their plugins
+// outlive them.
+func TestFSWorkersLost(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	for _, c := range []struct {
+		name    string
+		prepare func(*worker)
+		faults  []fault
+	}{
+		{"lines", func(w *worker) { e.onLine(t, w, "cephmirror-cephfs") }, worseFSFaults()[:2]},
+		{"orphans", func(w *worker) { e.orphaned(t, w, "cephmirror-cephfs") }, worseFSFaults()[2:4]},
+		{"sleepers", func(*worker) {}, worseFSFaults()[4:]},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e.prepare(t)
+			crew := e.newFSCrewOf(t, 6, func(dir string) { e.track(t, dir) }, c.prepare, ours, ours, ours)
+			for _, f := range c.faults {
+				t.Run(f.name, func(t *testing.T) {
+					crew.in(t)
+					crew.shares(t, 90*time.Second)
+					crew.suffer(t, f, 120*time.Second)
+				})
+			}
+		})
+	}
+}
+
+// TestFSWorkersCephRestarts restarts monitors and managers of both clusters: no
+// directory changes hands for that.
+func TestFSWorkersCephRestarts(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	e.prepare(t)
+	c := e.newFSCrew(t, 6, func(dir string) { e.track(t, dir) }, ours, ours, ours)
+	c.shares(t, 60*time.Second)
+	for _, side := range e.sites() {
+		for _, name := range []string{"mon.a", "mgr.x"} {
+			t.Run(name+" of "+side.Name(), func(t *testing.T) {
+				c.in(t)
+				before, err := c.owners()
+				if err != nil {
+					t.Fatal(err)
+				}
+				d := side.Daemon(name)
+				c.snap()
+				if err := d.Kill(e.ctx(t), syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				for range 5 {
+					for _, w := range c.running() {
+						if _, err := w.status(); err != nil {
+							t.Errorf("the socket of %s: %v", w.user, err)
+						}
+					}
+					time.Sleep(time.Second)
+				}
+				if err := d.Start(); err != nil {
+					t.Fatal(err)
+				}
+				if err := d.WaitReady(e.ctx(t)); err != nil {
+					t.Fatal(err)
+				}
+				c.round(t, 90*time.Second)
+				c.sound(t)
+				if after, err := c.owners(); err != nil || !maps.Equal(before, after) {
+					t.Errorf("directories changed hands: %v, %v", after, err)
+				}
+			})
+		}
+	}
+}
+
+// TestFSWorkersLoadAware lets two directories have all the work: each daemon
+// gets one.
+func TestFSWorkersLoadAware(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	e.prepare(t)
+	c := e.newFSCrewOf(t, 6, func(dir string) { e.track(t, dir) },
+		func(w *worker) { w.args = append(w.args, "--cephmirror-assignment-policy=load-aware") }, ours, ours)
+	c.shares(t, 60*time.Second)
+	id, err := c.instance(c.members[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	hot := c.dirs[:2]
+	for _, m := range hot {
+		c.members[0].order(t, "pin", map[string]any{"domain": e.domain(), "unit": m.Root(), "worker": id})
+	}
+	apart := func(want bool) func() error {
+		return func() error {
+			owners, err := c.owners()
+			if err == nil && (owners[hot[0].Root()] != owners[hot[1].Root()]) != want {
+				err = fmt.Errorf("they are at %v", owners)
+			}
+			return err
+		}
+	}
+	within(t, 60*time.Second, "both to be where they are pinned", apart(false))
+	for _, m := range hot {
+		c.members[0].order(t, "unpin", map[string]any{"domain": e.domain(), "unit": m.Root()})
+	}
+	begin := time.Now()
+	within(t, 180*time.Second, "each daemon to have one", func() error {
+		c.snaps++
+		for i, m := range hot {
+			m.WriteAt("large", cephtree.Data(uint64(c.snaps*100+i), 4*mib), 0)
+			m.Snap(fmt.Sprintf("r%d", c.snaps))
+		}
+		time.Sleep(2 * time.Second)
+		return apart(true)()
+	})
+	t.Logf("each has one after %v", time.Since(begin).Round(time.Second))
+	c.round(t, 60*time.Second)
+	c.sound(t)
 }
 
 // TestFSWorkersObey drains a daemon, and pins a directory.

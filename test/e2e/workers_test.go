@@ -4,13 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"cephmirror/admin"
+	"cephmirror/test/bed"
+	"cephmirror/test/bench/delay"
 	"cephmirror/test/rbdimage"
 )
 
@@ -21,6 +29,149 @@ import (
 type worker struct {
 	*daemon
 	who, user string
+	args      []string     // of its own
+	line      *delay.Proxy // between it and the clusters, if that can be cut
+	asleep    []int        // processes that are frozen
+}
+
+// pluginOf is what a worker's host is to start as its plugin: a script that
+// begins with some lines and then starts the plugin as told.
+func (e *env) pluginOf(t *testing.T, w *worker, name, lines, how string) {
+	t.Helper()
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\n%s\n%s\n", lines, fmt.Sprintf(how, filepath.Join(e.bin, name)+` "$@"`))
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.args = append(w.args, "--cephmirror-plugin-dir="+dir)
+}
+
+// onLine puts a worker behind a line of its own, which can be cut.
+func (e *env) onLine(t *testing.T, w *worker, plugin string) {
+	t.Helper()
+	var ports []int
+	address := regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
+	for _, c := range e.sites() {
+		for _, what := range []string{"mon dump", "osd dump", "mgr dump", "fs dump"} {
+			for _, m := range address.FindAllStringSubmatch(mon(t, c, map[string]any{"prefix": what, "format": "json"}), -1) {
+				if port, err := strconv.Atoi(m[1]); err == nil && port != 0 && !slices.Contains(ports, port) {
+					ports = append(ports, port)
+				}
+			}
+		}
+	}
+	line, err := delay.New(ports, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(line.Close)
+	vars, err := line.Redirect(e.ctx(t), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.line = line
+	e.pluginOf(t, w, plugin, "export '"+strings.Join(vars, "' '")+"'", "exec %s")
+}
+
+// orphaned lets a worker's plugin have a parent of its own: it is not told of
+// its host's death by the kernel.
+func (e *env) orphaned(t *testing.T, w *worker, plugin string) {
+	t.Helper()
+	// In a session of its own: in an orphaned group the kernel lets go on who stands still.
+	e.pluginOf(t, w, plugin, "", "setsid %s &\nwait")
+}
+
+// processes are a worker's host and what it has started, the host first.
+func (w *worker) processes() []int {
+	out := []int{w.Pid()}
+	for i := 0; i < len(out); i++ {
+		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", out[i]))
+		if err != nil {
+			continue // not with this pattern
+		}
+		for _, path := range lists {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				continue // the thread has ended
+			}
+			for f := range strings.FieldsSeq(string(text)) {
+				if pid, err := strconv.Atoi(f); err == nil {
+					out = append(out, pid)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// freeze stops host and plugin.
+func (w *worker) freeze(t *testing.T) {
+	t.Helper()
+	w.asleep = w.processes()
+	signalEach(t, w.asleep, syscall.SIGSTOP)
+	if w.who == ours && len(w.asleep) < 2 {
+		t.Fatal("there is no plugin")
+	}
+}
+
+// wake lets all that is frozen go on, the plugin before it can be told anything.
+func (w *worker) wake(t *testing.T) {
+	t.Helper()
+	slices.Reverse(w.asleep)
+	signalEach(t, w.asleep, syscall.SIGCONT)
+	w.asleep = nil
+}
+
+// beheaded kills a worker's host, whose plugin stands still: nothing tells it,
+// and it cannot look.
+func beheaded(t *testing.T, w *worker) {
+	t.Helper()
+	plugin := 0
+	for _, pid := range w.processes()[1:] {
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasPrefix(filepath.Base(exe), "cephmirror-") {
+			plugin = pid
+		}
+	}
+	if plugin == 0 {
+		t.Fatal("there is no plugin")
+	}
+	t.Cleanup(func() { _ = syscall.Kill(plugin, syscall.SIGKILL) }) // most often it is dead
+	w.asleep = []int{plugin}
+	signalEach(t, w.asleep, syscall.SIGSTOP)
+	if err := w.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "the host to be dead", func() error {
+		if w.Running() {
+			return errText("it runs")
+		}
+		return nil
+	})
+	if !alive(plugin) {
+		t.Fatal("the plugin died with its host")
+	}
+}
+
+// awaken lets the plugin of a dead host go on: it must end at once.
+func awaken(t *testing.T, w *worker) {
+	t.Helper()
+	plugin := w.asleep[0]
+	w.wake(t)
+	within(t, 10*time.Second, "the plugin to follow its host", func() error {
+		if alive(plugin) {
+			return fmt.Errorf("%d runs", plugin)
+		}
+		return nil
+	})
+}
+
+func signalEach(t *testing.T, pids []int, sig syscall.Signal) {
+	t.Helper()
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, sig); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // crew are the daemons that serve a pool, and its images.
@@ -39,6 +190,12 @@ const crewImage = 16 * mib
 // are there, so that each gets its share.
 func (e *env) newCrew(t *testing.T, images int, kinds ...string) *crew {
 	t.Helper()
+	return e.newCrewOf(t, images, func(*worker) {}, kinds...)
+}
+
+// newCrewOf is newCrew with daemons that are prepared before they start.
+func (e *env) newCrewOf(t *testing.T, images int, prepare func(*worker), kinds ...string) *crew {
+	t.Helper()
 	c := &crew{t: t, e: e, p: e.newPool(t, poolOptions{oneWay: true}), seed: uint64(time.Now().UnixNano())}
 	for i, who := range kinds {
 		user := fmt.Sprintf("crew%d", i)
@@ -46,6 +203,9 @@ func (e *env) newCrew(t *testing.T, images int, kinds ...string) *crew {
 			t.Fatal(err)
 		}
 		w := &worker{who: who, user: user}
+		if who == ours {
+			prepare(w)
+		}
 		c.start(w)
 		c.members = append(c.members, w)
 	}
@@ -67,7 +227,7 @@ func (c *crew) start(w *worker) {
 		// The time that a take-over takes is that of the defaults.
 		args = append(args, "--rbd-mirror-leader-heartbeat-interval=5", "--cephmirror-rbd-rate-limit=8MiB")
 	}
-	w.daemon = c.e.startRBDAs(c.t, w.who, c.e.b, w.user, args...)
+	w.daemon = c.e.startRBDAs(c.t, w.who, c.e.b, w.user, append(args, w.args...)...)
 }
 
 // running are the members that are not stopped or dead.
@@ -260,6 +420,7 @@ func (c *crew) sound(t *testing.T) {
 		}
 		return nil
 	})
+	c.truth(t)
 	who := ours
 	for _, w := range c.members {
 		if w.who != ours {
@@ -269,6 +430,63 @@ func (c *crew) sound(t *testing.T) {
 	for _, m := range c.images {
 		c.p.sameBy(t, m, who)
 	}
+}
+
+// truth checks that the stock tool shows who has which image, and who leads.
+func (c *crew) truth(t *testing.T) {
+	t.Helper()
+	within(t, 60*time.Second, "the stock tool to show how it is", func() error {
+		leader, err := c.leader()
+		if err != nil {
+			return err
+		}
+		owners, err := c.owners()
+		if err != nil {
+			return err
+		}
+		ids := map[string]*worker{}
+		for _, w := range c.running() {
+			v, err := w.view(c.p.name)
+			if err != nil {
+				return err
+			}
+			ids[v.Instance] = w
+		}
+		for _, m := range c.images {
+			st, err := c.p.tryStatus(c.p.b, m.Name())
+			if err != nil {
+				return err
+			}
+			if st.State != "up+replaying" || st.DaemonService == nil || ids[st.DaemonService.InstanceID] != owners[m.Name()] {
+				return fmt.Errorf("%s is at %s, the tool shows %s at %+v", m.Name(), owners[m.Name()].user, st.State, st.DaemonService)
+			}
+		}
+		out, err := c.e.tryRBD(c.e.b, "mirror", "pool", "status", c.p.name, "--verbose", "--format", "json")
+		if err != nil {
+			return err
+		}
+		var st struct {
+			Daemons []struct {
+				Instance string `json:"instance_id"`
+				Leader   bool   `json:"leader"`
+			} `json:"daemons"`
+		}
+		if err := json.Unmarshal([]byte(out), &st); err != nil {
+			return err
+		}
+		for _, d := range st.Daemons { // the dead are listed for a while
+			if w := ids[d.Instance]; w != nil && d.Leader != (w == leader) {
+				return fmt.Errorf("%s leads, the tool shows %+v", leader.user, st.Daemons)
+			}
+			if ids[d.Instance] != nil {
+				delete(ids, d.Instance)
+			}
+		}
+		if len(ids) > 0 {
+			return fmt.Errorf("the tool does not show %v, but %+v", ids, st.Daemons)
+		}
+		return nil
+	})
 }
 
 // pick returns a running member of a kind that leads, or that does not.
@@ -283,20 +501,6 @@ func (c *crew) pick(t *testing.T, who string, leads bool) *worker {
 	return nil
 }
 
-// signalAll sends a signal to host and plugin.
-func (w *worker) signalAll(t *testing.T, sig syscall.Signal) {
-	t.Helper()
-	pids := w.Family()
-	if w.who == ours && sig == syscall.SIGSTOP {
-		pids = append(pids, w.plugin(t))
-	}
-	for _, pid := range slices.Compact(slices.Sorted(slices.Values(pids))) {
-		if err := syscall.Kill(pid, sig); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // fault is something that happens to one member in mid-synchronisation.
 type fault struct {
 	name   string
@@ -308,6 +512,36 @@ type fault struct {
 	// undo brings the member back; nil: it is started anew.
 	undo func(t *testing.T, c *crew, w *worker)
 	out  bool // it does not count until then
+	// fenced: it may come back to life, and must have been shut out before others
+	// take over.
+	fenced bool
+}
+
+// worseFaults are those in which a member does not know what happens to it. Each
+// needs members that are prepared for it.
+func worseFaults() []fault {
+	const killed = 15 * time.Second
+	cut := func(t *testing.T, _ *crew, w *worker) { w.line.Cut() }
+	mend := func(_ *testing.T, _ *crew, w *worker) { w.line.Mend() }
+	behead := func(t *testing.T, _ *crew, w *worker) { beheaded(t, w) }
+	bury := func(t *testing.T, c *crew, w *worker) {
+		awaken(t, w)
+		c.start(w)
+	}
+	freeze := func(t *testing.T, _ *crew, w *worker) { w.freeze(t) }
+	wake := func(t *testing.T, _ *crew, w *worker) {
+		// Past the time after which the OSDs forget watches, and the MDSs sessions.
+		time.Sleep(65 * time.Second)
+		w.wake(t)
+	}
+	return []fault{
+		{name: "leader cut off", leader: true, limit: killed, do: cut, undo: mend, out: true, fenced: true},
+		{name: "owner cut off", limit: killed, do: cut, undo: mend, out: true, fenced: true},
+		{name: "host of the leader dies before its plugin", leader: true, limit: killed, do: behead, undo: bury, fenced: true},
+		{name: "host of an owner dies before its plugin", limit: killed, do: behead, undo: bury, fenced: true},
+		{name: "leader frozen for long", leader: true, limit: killed, do: freeze, undo: wake, out: true, fenced: true},
+		{name: "owner frozen for long", limit: killed, do: freeze, undo: wake, out: true, fenced: true},
+	}
 }
 
 func faults() []fault {
@@ -318,22 +552,14 @@ func faults() []fault {
 			t.Fatal(err)
 		}
 	}
-	freeze := func(t *testing.T, _ *crew, w *worker) {
-		// What started it stays alive: it would not be told of the end.
-		w.signalAll(t, syscall.SIGSTOP)
-	}
+	freeze := func(t *testing.T, _ *crew, w *worker) { w.freeze(t) }
 	wake := func(t *testing.T, c *crew, w *worker) {
-		time.Sleep(15 * time.Second) // so that it slept past every timeout
-		for _, pid := range w.Family() {
-			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
-		}
+		time.Sleep(15 * time.Second) // so that it slept past every timeout of ours
+		w.wake(t)
 	}
 	freezeHost := func(t *testing.T, _ *crew, w *worker) {
-		if err := syscall.Kill(w.Pid(), syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		w.asleep = []int{w.Pid()}
+		signalEach(t, w.asleep, syscall.SIGSTOP)
 	}
 	return []fault{
 		{name: "leader killed", leader: true, limit: killed, do: kill},
@@ -359,17 +585,71 @@ func blocklist(t *testing.T, c *crew, w *worker) {
 	}
 }
 
+// shutOut checks that clients can write no more.
+func (e *env) shutOut(t *testing.T, c *bed.Cluster, addrs []string) {
+	t.Helper()
+	if len(addrs) == 0 {
+		t.Error("it is not known who was to be shut out")
+	}
+	list := mon(t, c, map[string]any{"prefix": "osd blocklist ls", "format": "json"})
+	for _, addr := range addrs {
+		if !strings.Contains(list, addr) {
+			t.Errorf("%s was not shut out: %s", addr, list)
+		}
+	}
+}
+
+// untroubled checks that the sockets of all others answer, until done.
+func (c *crew) untroubled(t *testing.T, but *worker) (done func()) {
+	stop, ended := make(chan struct{}), make(chan struct{})
+	others := slices.DeleteFunc(c.running(), func(w *worker) bool { return w == but || w.who != ours })
+	go func() {
+		defer close(ended)
+		for {
+			for _, w := range others {
+				if err := w.answers(); err != nil {
+					t.Errorf("the socket of %s: %v", w.user, err)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Second):
+			}
+		}
+	}()
+	done = sync.OnceFunc(func() { close(stop); <-ended })
+	t.Cleanup(done)
+	return done
+}
+
 // suffer lets a fault happen, and checks what comes of it.
 func (c *crew) suffer(t *testing.T, f fault, w *worker, limit time.Duration) {
 	t.Helper()
 	var took time.Duration
 	before := c.e.written(t, c.e.b)
+	var addrs []string
+	if f.fenced {
+		v, err := w.view(c.p.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs = c.e.addresses(t, c.p.b, "rbd_mirror_instance."+v.Instance)
+	}
 	c.e.midAny(c, c.change(2*mib))
+	quiet := c.untroubled(t, w)
 	f.do(t, c, w)
 	if f.out {
 		c.without(w, func() { took = c.served(t, limit) })
 	} else {
 		took = c.served(t, limit)
+	}
+	quiet()
+	if f.fenced {
+		c.e.shutOut(t, c.e.b, addrs)
+	}
+	if w.line != nil && f.out {
+		c.humble(t, w)
 	}
 	t.Logf("%s (%s): all are replicated again after %v", f.name, w.who, took)
 	if pure := !slices.ContainsFunc(c.members, func(w *worker) bool { return w.who != ours }); pure && took > 2*f.limit {
@@ -390,6 +670,31 @@ func (c *crew) suffer(t *testing.T, f fault, w *worker, limit time.Duration) {
 	if n, most := c.e.written(t, c.e.b)-before, int64(len(c.images))*8*mib; n > most {
 		t.Errorf("%s: %d bytes were written for at most %d", f.name, n, most)
 	}
+}
+
+// humble checks that one that is cut off or was shut out answers, and does not
+// claim to be what it is no more.
+func (c *crew) humble(t *testing.T, w *worker) {
+	t.Helper()
+	if w.frozen() {
+		return
+	}
+	if err := w.answers(); err != nil {
+		t.Errorf("the socket of %s: %v", w.user, err)
+	}
+	within(t, 20*time.Second, w.user+" to see that it does not lead", func() error {
+		v, err := w.view(c.p.name)
+		if err == nil && v.Leader {
+			err = fmt.Errorf("it shows %+v", v)
+		}
+		return err
+	})
+}
+
+func (w *worker) frozen() bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", w.Pid()))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return err == nil && strings.HasPrefix(rest, "T")
 }
 
 // without does something as if a member did not run.
@@ -459,6 +764,189 @@ func TestWorkersSurvive(t *testing.T) {
 	}
 }
 
+// TestWorkersLost lets daemons be cut off, frozen for long, and their plugins
+// outlive them.
+func TestWorkersLost(t *testing.T) {
+	needLong(t)
+	if tested() == stock {
+		t.Skip("of our daemon")
+	}
+	e := need(t)
+	for _, c := range []struct {
+		name    string
+		prepare func(*worker)
+		faults  []fault
+	}{
+		{"lines", func(w *worker) { e.onLine(t, w, "cephmirror-rbd") }, worseFaults()[:2]},
+		{"orphans", func(w *worker) { e.orphaned(t, w, "cephmirror-rbd") }, worseFaults()[2:4]},
+		{"sleepers", func(*worker) {}, worseFaults()[4:]},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			crew := e.newCrewOf(t, 6, c.prepare, ours, ours, ours)
+			for _, f := range c.faults {
+				t.Run(f.name, func(t *testing.T) {
+					crew.in(t)
+					crew.shares(t, 60*time.Second)
+					crew.suffer(t, f, crew.pick(t, ours, f.leader), 90*time.Second)
+				})
+			}
+		})
+	}
+}
+
+// TestWorkersCephRestarts restarts monitors and managers of both clusters: no
+// image changes hands for that.
+func TestWorkersCephRestarts(t *testing.T) {
+	needLong(t)
+	if tested() == stock {
+		t.Skip("of our daemon")
+	}
+	e := need(t)
+	c := e.newCrew(t, 6, ours, ours, ours)
+	c.shares(t, 60*time.Second)
+	for _, side := range e.sites() {
+		for _, name := range []string{"mon.a", "mgr.x"} {
+			t.Run(name+" of "+side.Name(), func(t *testing.T) {
+				c.in(t)
+				before, err := c.owners()
+				if err != nil {
+					t.Fatal(err)
+				}
+				leader := c.waitLeader(t, 30*time.Second)
+				c.e.midAny(c, c.change(2*mib))
+				quiet := c.untroubled(t, nil)
+				d := side.Daemon(name)
+				if err := d.Kill(e.ctx(t), syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Second)
+				if err := d.Start(); err != nil {
+					t.Fatal(err)
+				}
+				if err := d.WaitReady(e.ctx(t)); err != nil {
+					t.Fatal(err)
+				}
+				c.round(t, 90*time.Second)
+				quiet()
+				c.sound(t)
+				if after, err := c.owners(); err != nil || !maps.Equal(before, after) {
+					t.Errorf("images changed hands: %v, %v", after, err)
+				}
+				if now := c.waitLeader(t, 30*time.Second); now != leader {
+					t.Errorf("%s led, now %s does", leader.user, now.user)
+				}
+			})
+		}
+	}
+}
+
+// TestWorkersDeadPeer gives daemons a second pool, whose peer is dead: neither
+// the other pool nor any command suffers.
+func TestWorkersDeadPeer(t *testing.T) {
+	needLong(t)
+	if tested() == stock {
+		t.Skip("of our daemon")
+	}
+	e := need(t)
+	c := e.newCrew(t, 6, ours, ours, ours)
+	bad := e.newPool(t, poolOptions{oneWay: true})
+	m, snap := bad.newImage(t, "bad", rbdimage.Options{})
+	m.Fill(1, 0, mib)
+	bad.waitLong(t, 60*time.Second, m, snap)
+	var info struct {
+		Peers []struct {
+			UUID string `json:"uuid"`
+			Host string `json:"mon_host"`
+		} `json:"peers"`
+	}
+	bad.rbdJSON(t, e.b, &info, "mirror", "pool", "info", bad.name, "--all")
+	set := func(host string) {
+		bad.rbd(t, e.b, "mirror", "pool", "peer", "set", bad.name, info.Peers[0].UUID, "mon-host", host)
+	}
+	set("[v2:127.0.0.1:1/0,v1:127.0.0.1:2/0]")
+	bad.waitCallout(t, "unable to connect to remote cluster")
+	snap = m.MirrorSnap()
+	for _, f := range []fault{faults()[0], faults()[3]} {
+		c.shares(t, 60*time.Second)
+		w := c.pick(t, ours, f.leader)
+		c.e.midAny(c, c.change(2*mib))
+		quiet := c.untroubled(t, w)
+		f.do(t, c, w)
+		c.without(w, func() { // whose socket is gone
+			took := c.served(t, 60*time.Second)
+			t.Logf("%s: all are replicated again after %v", f.name, took)
+			if took > 2*f.limit {
+				t.Errorf("%s: that took %v, and should take %v", f.name, took, f.limit)
+			}
+			c.round(t, 60*time.Second)
+		})
+		quiet()
+		c.without(w, func() { holds(t, 3*time.Second, "with a dead peer", c.allAnswer) })
+		w.stopWithin(t, 30*time.Second)
+		c.start(w)
+	}
+	c.sound(t)
+	set(info.Peers[0].Host)
+	bad.waitLong(t, 60*time.Second, m, snap)
+	bad.same(t, m)
+}
+
+func (c *crew) allAnswer() error {
+	for _, w := range c.running() {
+		if err := w.answers(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestWorkersLoadAware lets two images have all the work: each daemon gets one.
+func TestWorkersLoadAware(t *testing.T) {
+	needLong(t)
+	if tested() == stock {
+		t.Skip("of our daemon")
+	}
+	e := need(t)
+	c := e.newCrewOf(t, 6, func(w *worker) { w.args = append(w.args, "--cephmirror-assignment-policy=load-aware") }, ours, ours)
+	c.shares(t, 60*time.Second)
+	domain := c.domain(t)
+	hot := c.images[:2]
+	for _, m := range hot {
+		c.members[0].order(t, "pin", map[string]any{"domain": domain, "unit": m.Name(), "worker": c.members[0].user})
+	}
+	together := func() (bool, error) {
+		owners, err := c.owners()
+		return owners[hot[0].Name()] == owners[hot[1].Name()], err
+	}
+	within(t, 60*time.Second, "both to be where they are pinned", func() error {
+		is, err := together()
+		if err == nil && !is {
+			err = errText("they are not")
+		}
+		return err
+	})
+	for _, m := range hot {
+		c.members[0].order(t, "unpin", map[string]any{"domain": domain, "unit": m.Name()})
+	}
+	begin := time.Now()
+	within(t, 180*time.Second, "each daemon to have one", func() error {
+		for _, m := range hot {
+			c.seed++
+			m.Fill(c.seed, 0, 2*mib)
+			m.MirrorSnap()
+		}
+		time.Sleep(time.Second)
+		is, err := together()
+		if err == nil && is {
+			err = errText("one has both")
+		}
+		return err
+	})
+	t.Logf("each has one after %v", time.Since(begin).Round(time.Second))
+	c.round(t, 60*time.Second)
+	c.sound(t)
+}
+
 // order sends a command about the assignment to a member.
 func (w *worker) order(t *testing.T, verb string, args map[string]any) {
 	t.Helper()
@@ -468,6 +956,33 @@ func (w *worker) order(t *testing.T, verb string, args map[string]any) {
 	if err != nil || strings.HasPrefix(string(out), "ERROR") {
 		t.Fatalf("cephmirror %s %v: %v %s", verb, args, err, out)
 	}
+}
+
+// domain is how the pool is called in commands about the assignment.
+func (c *crew) domain(t *testing.T) (domain string) {
+	t.Helper()
+	within(t, 20*time.Second, "a leader's domain", func() error {
+		for _, w := range c.members {
+			out, err := w.call("cephmirror status")
+			if err != nil {
+				return err
+			}
+			var st struct {
+				Leads []struct {
+					Domain string `json:"domain"`
+				} `json:"leads"`
+			}
+			mustJSON(t, string(out), &st)
+			for _, l := range st.Leads {
+				if strings.HasPrefix(l.Domain, c.p.name+"/") {
+					domain = l.Domain
+					return nil
+				}
+			}
+		}
+		return errText("nobody leads")
+	})
+	return domain
 }
 
 // TestWorkersObey drains a daemon, and pins an image.
@@ -510,28 +1025,7 @@ func TestWorkersObey(t *testing.T) {
 		}
 		return n == 2
 	})
-	var domain string
-	within(t, 20*time.Second, "a leader's domain", func() error {
-		for _, w := range c.members {
-			out, err := w.call("cephmirror status")
-			if err != nil {
-				return err
-			}
-			var st struct {
-				Leads []struct {
-					Domain string `json:"domain"`
-				} `json:"leads"`
-			}
-			mustJSON(t, string(out), &st)
-			for _, l := range st.Leads {
-				if strings.HasPrefix(l.Domain, c.p.name+"/") {
-					domain = l.Domain
-					return nil
-				}
-			}
-		}
-		return errText("nobody leads")
-	})
+	domain := c.domain(t)
 	for _, m := range c.images {
 		other.order(t, "pin", map[string]any{"domain": domain, "unit": m.Name(), "worker": drained.user})
 	}

@@ -1,5 +1,6 @@
 // Package delay makes a network connection longer: whatever goes through a
-// Proxy takes its time, each way, without being slowed down otherwise.
+// Proxy takes its time, each way, without being slowed down otherwise. It can be
+// cut, too.
 //
 // Ceph's clients are told by the cluster to which addresses to connect, so a
 // proxy at another address would be passed by. Redirect therefore changes what
@@ -31,12 +32,14 @@ type Proxy struct {
 	conns map[net.Conn]bool
 	count int
 	done  bool
+	gate  chan struct{} // closed unless nothing passes
 	wg    sync.WaitGroup
 }
 
 // New returns a Proxy for ports on 127.0.0.1 that adds a round-trip time.
 func New(ports []int, roundTrip time.Duration) (*Proxy, error) {
-	p := &Proxy{each: roundTrip / 2, listen: make(map[int]net.Listener), conns: make(map[net.Conn]bool)}
+	p := &Proxy{each: roundTrip / 2, listen: make(map[int]net.Listener), conns: make(map[net.Conn]bool), gate: make(chan struct{})}
+	close(p.gate)
 	for _, port := range ports {
 		l, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
@@ -49,8 +52,45 @@ func New(ports []int, roundTrip time.Duration) (*Proxy, error) {
 	return p, nil
 }
 
+// Cut lets nothing pass any more, as if a cable were pulled: all connections
+// stand still, and new ones are not answered.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.done && p.open() {
+		p.gate = make(chan struct{})
+	}
+}
+
+// Mend ends what Cut has begun. What was sent meanwhile arrives now.
+func (p *Proxy) Mend() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.open() {
+		close(p.gate)
+	}
+}
+
+func (p *Proxy) open() bool {
+	select {
+	case <-p.gate:
+		return true
+	default:
+		return false
+	}
+}
+
+// await waits until something may pass.
+func (p *Proxy) await() {
+	p.mu.Lock()
+	gate := p.gate
+	p.mu.Unlock()
+	<-gate
+}
+
 // Close ends all connections and waits for that.
 func (p *Proxy) Close() {
+	p.Mend()
 	p.mu.Lock()
 	p.done = true
 	for c := range p.conns {
@@ -115,6 +155,7 @@ func (p *Proxy) accept(l net.Listener, port int) {
 
 func (p *Proxy) serve(client net.Conn, port int) {
 	defer p.drop(client)
+	p.await()
 	server, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", port), 5*time.Second)
 	if err != nil || !p.keep(server) {
 		return
@@ -149,6 +190,7 @@ func (p *Proxy) pass(from, to net.Conn) {
 			if wait := time.Until(c.due); wait > 0 {
 				time.Sleep(wait)
 			}
+			p.await()
 			if err == nil {
 				if _, err = to.Write(c.data[:c.n]); err != nil {
 					from.Close() // nothing more is wanted
@@ -156,6 +198,7 @@ func (p *Proxy) pass(from, to net.Conn) {
 			}
 			pool.Put(c.data)
 		}
+		p.await()
 		if c, ok := to.(*net.TCPConn); ok {
 			_ = c.CloseWrite()
 		}
@@ -168,6 +211,7 @@ func (p *Proxy) pass(from, to net.Conn) {
 		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
+				p.await()
 				to.Close()
 			}
 			break

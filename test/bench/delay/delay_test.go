@@ -3,8 +3,10 @@ package delay
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 )
@@ -55,6 +57,24 @@ func TestProxy(t *testing.T) {
 		if took := time.Since(begun); took < rtt {
 			t.Errorf("a round trip took %v", took)
 		}
+	}
+	p.Cut()
+	if _, err := c.Write(small); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(3 * rtt)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("while cut, %d bytes came: %v", n, err)
+	}
+	p.Mend()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	late := make([]byte, len(small))
+	if _, err := io.ReadFull(c, late); err != nil || !bytes.Equal(late, small) {
+		t.Fatalf("once mended: %q, %v", late, err)
 	}
 	large := make([]byte, 32<<20)
 	if _, err := rand.Read(large); err != nil {
