@@ -298,6 +298,92 @@ func TestScheduleImages(t *testing.T) {
 	})
 }
 
+// TestScheduleBothOnce has one rule in force with the stock module and with ours
+// for the same image, then takes it over: one snapshot is made a minute, by
+// whichever.
+func TestScheduleBothOnce(t *testing.T) {
+	e := need(t)
+	needLong(t) // minutes have to pass
+	p := e.newPool(t, poolOptions{oneWay: true})
+	e.startRBD(t, tested(), e.b)
+	d := e.startRBD(t, ours, e.a)
+	img := rbdimage.Create(t, p.a, "image", rbdimage.Options{Size: 8 * mib})
+	first := img.Mirror()
+	within(t, patience, "the first snapshot to arrive", func() error { return p.arrived(img, first) })
+	e.mustSchedule(t, stock, e.a, "add", "--pool", p.name, "1m")
+	e.mustSchedule(t, ours, e.a, "add", "--pool", p.name, "--image", "image", "1m")
+	t.Cleanup(func() { e.schedule(t, stock, e.a, "remove", "--pool", p.name) })
+	seen := make(map[uint64]time.Time) // when the primary's snapshots were made
+	pass := func(until time.Time) {
+		t.Helper()
+		for time.Now().Before(until) {
+			var list []struct {
+				ID        uint64
+				Timestamp string
+			}
+			mustJSON(t, p.rbd(t, e.a, "snap", "ls", "--all", "--format", "json", img.Spec()), &list)
+			for _, s := range list {
+				at, err := time.ParseInLocation("Mon Jan _2 15:04:05 2006", s.Timestamp, time.Local)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.ID > first {
+					seen[s.ID] = at
+				}
+			}
+			time.Sleep(5 * time.Second)
+		}
+	}
+	// wholeMinutes counts the snapshots of each minute from one to another.
+	wholeMinutes := func(from, to time.Time) (counts []int) {
+		for m := from.Truncate(time.Minute).Add(time.Minute); !m.Add(time.Minute).After(to); m = m.Add(time.Minute) {
+			n := 0
+			for _, at := range seen {
+				if at.Truncate(time.Minute).Equal(m) {
+					n++
+				}
+			}
+			counts = append(counts, n)
+		}
+		return counts
+	}
+	within(t, 130*time.Second, "the stock module to make a snapshot", func() error {
+		if n := len(img.Snaps()); n < 2 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	begun := time.Now()
+	pass(begun.Truncate(time.Minute).Add(3*time.Minute + 10*time.Second))
+	if counts := wholeMinutes(begun, time.Now()); slices.Max(counts) != 1 || slices.Min(counts) != 1 || len(counts) != 2 {
+		t.Errorf("both: snapshots of each minute: %v, %v", counts, seen)
+	}
+	var report struct {
+		Units []struct {
+			Name, Next string
+			Snapshots  int
+		}
+	}
+	out, err := d.call("cephmirror schedule status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustJSON(t, string(out), &report)
+	if len(report.Units) != 1 || report.Units[0].Next != "" || report.Units[0].Snapshots != 0 {
+		t.Errorf("what the module sees to is not left to it: %s", out)
+	}
+
+	if s := e.mustSchedule(t, ours, e.a, "adopt"); strings.Count(s.out, " adopted") != 1 {
+		t.Errorf("adopted: %v", s)
+	}
+	adopted := time.Now()
+	pass(adopted.Truncate(time.Minute).Add(3*time.Minute + 10*time.Second))
+	if counts := wholeMinutes(adopted.Add(-time.Minute), time.Now()); slices.Max(counts) != 1 || slices.Min(counts) != 1 || len(counts) != 3 {
+		t.Errorf("adopted: snapshots of each minute: %v, %v", counts, seen)
+	}
+	followsSchedules(t, d, img.Spec())
+}
+
 // TestScheduleDirectories sees a scheduled snapshot of a directory reach the
 // peer, and what is not to be kept go.
 func TestScheduleDirectories(t *testing.T) {
