@@ -122,6 +122,9 @@ func (c *copying) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.align(ctx, remote); err != nil {
+		return err
+	}
 	chain, err := c.snapshots(ctx, remote, point)
 	if err != nil {
 		return err
@@ -197,6 +200,33 @@ func wanted(s, point *cls.Snapshot) bool {
 	return s.Namespace.Type == cls.NamespaceUser && s.ID <= point.ID && (s.ID == point.ID || !strings.HasPrefix(s.Name, ".rbd-mirror."))
 }
 
+// align makes up for what the remote image has become since the local one was made.
+func (c *copying) align(ctx context.Context, remote *store.Image) error {
+	name, err := replica.Ask(ctx, &c.r.pair.Calls, c.r.opts.CallTimeout, func() (string, error) { return c.r.pair.Remote.Dir.Name(remote.ID) })
+	if err != nil {
+		return replica.Remotely(err)
+	}
+	return c.t.Align(ctx, remote.Features, name)
+}
+
+// sweep removes sync points of ours that nobody knows of any more: who has asked for
+// one may have died before it was made.
+func (c *copying) sweep(ctx context.Context, remote *store.Image) error {
+	for _, s := range remote.Snapshots {
+		known := slices.ContainsFunc(c.peer.SyncPoints, func(p format.SyncPoint) bool { return p.SnapName == s.Name })
+		if s.Namespace.Type == cls.NamespaceUser && strings.HasPrefix(s.Name, c.r.pointPrefix()) && !known {
+			c.r.log.Info().Str("snapshot", s.Name).Msg("removing a sync point that was left over")
+			if err := c.removePoint(ctx, s.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pointPrefix is what the names of our sync points begin with.
+func (r *Replayer) pointPrefix() string { return ".rbd-mirror." + r.cfg.Local.MirrorUUID + "." }
+
 // listed says that all snapshots have local ones already.
 func (c *copying) listed(remote *store.Image, point *cls.Snapshot) bool {
 	for i := range remote.Snapshots {
@@ -254,7 +284,14 @@ func (c *copying) complete(ctx context.Context) error {
 		}
 	}
 	c.peer.SyncPoints, c.peer.State = nil, format.Replaying
-	return c.update(ctx)
+	if err := c.update(ctx); err != nil {
+		return err
+	}
+	remote, err := c.loadRemote(ctx)
+	if err != nil {
+		return err
+	}
+	return c.sweep(ctx, remote)
 }
 
 // prune gives up sync points that cannot be used.
@@ -296,7 +333,7 @@ func (c *copying) withRemote(ctx context.Context, f func(*rbd.Image) error) erro
 
 func (c *copying) createPoint(ctx context.Context) error {
 	for range 3 {
-		name := ".rbd-mirror." + c.r.cfg.Local.MirrorUUID + "." + uuid.NewString()
+		name := c.r.pointPrefix() + uuid.NewString()
 		c.peer.SyncPoints = []format.SyncPoint{{SnapName: name}}
 		c.peer.SnapSeqs = map[uint64]uint64{}
 		if err := c.update(ctx); err != nil {
@@ -314,7 +351,7 @@ func (c *copying) createPoint(ctx context.Context) error {
 }
 
 func (c *copying) removePoint(ctx context.Context, name string) error {
-	if !strings.HasPrefix(name, ".rbd-mirror."+c.r.cfg.Local.MirrorUUID+".") {
+	if !strings.HasPrefix(name, c.r.pointPrefix()) {
 		return nil
 	}
 	err := c.withRemote(ctx, func(img *rbd.Image) error { return img.GetSnapshot(name).Remove() })

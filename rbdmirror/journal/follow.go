@@ -61,6 +61,12 @@ func (r *Replayer) follow(ctx context.Context, v *view) error {
 	}
 	if !r.replaying {
 		r.bootstrapping("PREPARE_REPLAY")
+		if v.remote.primary() {
+			c := &copying{r: r, src: source{image: remote.ID}, peer: v.remote.peer}
+			if err := c.sweep(ctx, v.remote.head); err != nil {
+				r.log.Debug().Err(err).Msg("removing a sync point")
+			}
+		}
 	}
 	if err := r.watchRemote(ctx, remote.ID); err != nil {
 		return err

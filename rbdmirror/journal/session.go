@@ -553,6 +553,7 @@ func (s *session) saw(stamp stream.Stamp, h *objects.Header) {
 	}
 	if m := h.Client(format.MasterClient); m != nil {
 		s.master, _ = m.Committed.First()
+		s.reader.Durable(m.Committed)
 	}
 	own := h.Client(s.source.client)
 	switch {
@@ -735,6 +736,9 @@ func (s *session) enter(ctx context.Context, tag uint64, data format.TagData, kn
 	}
 	if !known {
 		t, err := replica.Ask(ctx, s.calls, s.callTimeout, func() (lineage.Tag, error) { return s.source.journal.Tag(tag) })
+		if ceph.Is(err, syscall.ENOENT) {
+			err = fmt.Errorf("%w: %w", stream.ErrMissing, err)
+		}
 		if err != nil {
 			return format.TagData{}, replica.Remotely(fmt.Errorf("reading epoch %d: %w", tag, err))
 		}

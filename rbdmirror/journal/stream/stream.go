@@ -99,6 +99,10 @@ type offset struct {
 	// done is, in the first object, an entry that is not needed any more. What
 	// comes before it may be as corrupt as it likes.
 	done *format.Position
+	// sure is an entry that is there, as was learned at sureStamp, and last the
+	// last one that was found.
+	sure, last *format.Position
+	sureStamp  Stamp
 }
 
 // New returns a reader of the entries after the given positions. minimum is the
@@ -137,6 +141,23 @@ func (r *Reader) Saw(look Stamp, active, newest uint64) {
 	}
 	r.looked = max(r.looked, look)
 	r.exists(newest)
+}
+
+// Durable tells of entries that the writer knows to be there, the last one of each
+// object. If they are not found, the journal is damaged.
+func (r *Reader) Durable(ps format.Positions) {
+	for _, p := range ps {
+		s := &r.splays[p.Object%r.splay]
+		if s.sure == nil || p.Compare(*s.sure) > 0 {
+			s.sure, s.sureStamp = &p, r.now()
+		}
+	}
+}
+
+// lacks says that an offset has not got what is there for sure.
+func (s *offset) lacks() bool {
+	return s.sure != nil && s.sure.Object == s.object && (s.last == nil || s.last.Compare(*s.sure) < 0) &&
+		(s.done == nil || s.done.Compare(*s.sure) < 0)
 }
 
 func (r *Reader) exists(tag uint64) {
@@ -231,6 +252,9 @@ func (r *Reader) Want(budget int) []Fetch {
 		if stamp, ok := r.over(); ok && i == 0 && !r.seeking {
 			fresh = max(fresh, stamp)
 		}
+		if s.lacks() {
+			fresh = max(fresh, s.sureStamp)
+		}
 		if s.tail != 0 && s.tail >= fresh {
 			continue
 		}
@@ -297,11 +321,20 @@ func (r *Reader) parse(s *offset) {
 				s.skip()
 				continue
 			}
+			if s.tail >= s.sureStamp && s.tail != 0 && s.lacks() {
+				s.bad = fmt.Errorf("data object %d ends at %d without entry %d of epoch %d: %w", s.object, s.base, s.sure.Entry, s.sure.Tag, ErrMissing)
+				if len(s.rest) > 0 {
+					s.bad = fmt.Errorf("data object %d, offset %d: %w", s.object, s.base, ErrTorn)
+				}
+			}
 			return
 		}
 		at := format.Position{Object: s.object, Tag: frame.Tag, Entry: frame.Entry}
 		if s.done != nil && at.Compare(*s.done) >= 0 {
 			s.done = nil
+		}
+		if s.last == nil || at.Compare(*s.last) > 0 {
+			s.last = &at
 		}
 		r.exists(frame.Tag)
 		s.add(Entry{at, frame.Payload})

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -459,6 +460,59 @@ func TestCorruptInThePast(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestDurable has entries gone that the writer knows to be there.
+func TestDurable(t *testing.T) {
+	full := format.AppendEntry(nil, 1, 0, make([]byte, 100))
+	at := len(full)
+	full = format.AppendEntry(full, 1, 1, make([]byte, 100))
+	wrong := bytes.Clone(full)
+	wrong[at+27] ^= 255 // more than the object has
+	for _, c := range []struct {
+		name string
+		data []byte
+		want error
+	}{{"whole", full, nil}, {"torn", full[:at+50], ErrTorn}, {"gone", full[:at], ErrMissing}, {"too long", wrong, ErrTorn}, {"nothing", nil, ErrMissing}} {
+		t.Run(c.name, func(t *testing.T) {
+			r := New(Geometry{Order: 24, Splay: 1}, nil, 0)
+			fetch := func() {
+				for range 5 {
+					for _, f := range r.Want(1 << 20) {
+						b := c.data[min(f.Offset, uint64(len(c.data))):]
+						if err := r.Fetched(f, b); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			next := func() (n int, err error) {
+				for {
+					_, ok, err := r.Next()
+					if !ok || err != nil {
+						return n, err
+					}
+					n++
+				}
+			}
+			r.Saw(r.Look(), 0, 1)
+			fetch()
+			before, err := next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Until it is known that there is more, it may still come.
+			r.Durable(format.Positions{{Object: 0, Tag: 1, Entry: 1}})
+			fetch()
+			after, err := next()
+			if !errors.Is(err, c.want) {
+				t.Errorf("%v instead of %v", err, c.want)
+			}
+			if n := bytes.Count(c.data, full[:8]); c.want == nil && before+after != n {
+				t.Errorf("%d and %d entries", before, after)
+			}
+		})
+	}
 }
 
 // TestAllBeforeCorruption has everything given out that comes before what cannot

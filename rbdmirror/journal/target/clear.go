@@ -8,6 +8,7 @@ import (
 
 	"cephmirror/internal/ceph"
 	"cephmirror/rbdmirror/cls"
+	"cephmirror/rbdmirror/journal/apply"
 	"cephmirror/rbdmirror/objectmap"
 )
 
@@ -78,4 +79,47 @@ func (t *Target) RemoveSnapshots(ctx context.Context, unwanted func(cls.Snapshot
 		}
 	}
 	return t.Reload()
+}
+
+// Align gives an image that is being copied the features and the name that its primary
+// has by now.
+func (t *Target) Align(ctx context.Context, features uint64, name string) error {
+	if err := t.ready(ctx); err != nil {
+		return err
+	}
+	if features&cls.FeatureObjectMap != 0 {
+		features |= cls.FeatureFastDiff
+	}
+	const mask = cls.FeatureObjectMap | cls.FeatureFastDiff | cls.FeatureDeepFlatten
+	off := t.img.Features & mask &^ features
+	on := features & mask &^ (t.img.Features | cls.FeatureDeepFlatten)
+	if off == 0 && on == 0 && name == t.name {
+		return nil
+	}
+	if off != 0 {
+		if err := t.setFeatures(apply.SetFeatures{Features: off}); err != nil {
+			return err
+		}
+	}
+	if on != 0 {
+		if err := t.setFeatures(apply.SetFeatures{Features: on, Enabled: true}); err != nil {
+			return err
+		}
+	}
+	if name != t.name {
+		if err := t.rename(apply.Rename{From: t.name, To: name}); err != nil {
+			return err
+		}
+	}
+	t.notify()
+	if err := t.Reload(); err != nil {
+		return err
+	}
+	for more := on != 0; more; {
+		var err error
+		if more, err = t.Rebuild(ctx, 4096); err != nil {
+			return err
+		}
+	}
+	return nil
 }
