@@ -60,13 +60,10 @@ func (p *rbdPool) checkedMaps(t *testing.T, m rbdimage.Maker) {
 // TestRBDJournalFailOver moves images to the other site and back with the stock
 // tools, without copying anything again.
 func TestRBDJournalFailOver(t *testing.T) {
-	notYetDaily(t)
+	needLong(t)
 	e := need(t)
 	for _, w := range sides() {
 		t.Run(fmt.Sprintf("a %s, b %s", w.a, w.b), func(t *testing.T) {
-			if w.a != w.b {
-				needLong(t)
-			}
 			p := e.newPool(t, poolOptions{})
 			e.startJournal(t, w.a, e.a)
 			e.startJournal(t, w.b, e.b)
@@ -79,9 +76,7 @@ func TestRBDJournalFailOver(t *testing.T) {
 				p.withJournal(t, "mapped", rbdimage.Options{Order: 20}),
 				parent.Clone("base", p.a, "clone", rbdimage.Options{CloneVersion: 2, Features: rbdimage.Journaling}),
 			}
-			if *long {
-				images = append(images, p.withJournal(t, "plain", rbdimage.Options{Features: rbdimage.Plain | rbd.FeatureJournaling}))
-			}
+			images = append(images, p.withJournal(t, "plain", rbdimage.Options{Features: rbdimage.Plain | rbd.FeatureJournaling}))
 			for _, m := range images {
 				m.Fill(1, 0, 5*mib)
 				m.Snap("on a")
@@ -129,12 +124,9 @@ func (p *rbdPool) journalFailOver(t *testing.T, w who, a rbdimage.Maker) {
 	}
 	p.waitOwn(t, b, "up+stopped", "local image is primary")
 
-	// And back, on some days twice.
-	rounds := uint64(1)
-	if *long {
-		rounds = 2
-	}
-	for round := range rounds {
+	// And back, twice.
+	const rounds = 2
+	for round := range uint64(rounds) {
 		change(b, 20+100*round)
 		arrived(b, w.a)
 		change(b, 30+100*round)
@@ -318,7 +310,7 @@ func TestRBDJournalForced(t *testing.T) {
 // TestRBDJournalSplitBrain changes both sides, and lets one follow the other
 // again.
 func TestRBDJournalSplitBrain(t *testing.T) {
-	notYetDaily(t)
+	needLong(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
 	m := p.withJournal(t, "image", rbdimage.Options{})
@@ -372,7 +364,7 @@ func (p *rbdPool) replaced(t *testing.T, m rbdimage.Maker, id string) {
 
 // TestRBDJournalResync asks for copies to be made anew.
 func TestRBDJournalResync(t *testing.T) {
-	notYetDaily(t)
+	needLong(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
 	t.Run("in order", func(t *testing.T) {
@@ -383,7 +375,6 @@ func TestRBDJournalResync(t *testing.T) {
 		p.resynced(t, m, p.sameJournal(t, m))
 	})
 	t.Run("damaged", func(t *testing.T) {
-		needLong(t)
 		m := p.withJournal(t, "damaged", rbdimage.Options{})
 		m.Fill(1, 0, 9*mib)
 		p.follow(t, m)
@@ -436,7 +427,6 @@ func TestRBDJournalResync(t *testing.T) {
 		p.replaced(t, m, id)
 	})
 	t.Run("without a primary", func(t *testing.T) {
-		needLong(t)
 		notStock(t, "it may delete the only good copy")
 		m := p.withJournal(t, "demoted", rbdimage.Options{})
 		m.Fill(1, 0, 9*mib)
@@ -459,7 +449,7 @@ func TestRBDJournalResync(t *testing.T) {
 
 // TestRBDJournalRemoval removes images, or no longer mirrors them.
 func TestRBDJournalRemoval(t *testing.T) {
-	notYetDaily(t)
+	needLong(t)
 	e := need(t)
 	p, d := e.journalPool(t, poolOptions{})
 	gone := func(t *testing.T, name, id string) {
@@ -508,7 +498,6 @@ func TestRBDJournalRemoval(t *testing.T) {
 		p.sameJournal(t, m)
 	})
 	t.Run("while no daemon runs", func(t *testing.T) {
-		needLong(t)
 		m, id := mirrored(t, "at rest")
 		d.stop(t)
 		remove(m)
@@ -536,7 +525,6 @@ func TestRBDJournalRemoval(t *testing.T) {
 		}
 	})
 	t.Run("primary here", func(t *testing.T) {
-		needLong(t)
 		m, _ := mirrored(t, "promoted")
 		copy := m.In(p.b)
 		p.demote(t, m)
