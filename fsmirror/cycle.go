@@ -56,6 +56,7 @@ type cycleOptions struct {
 	snapshots int  // at most so many in one cycle
 	blockDiff bool // ask the OSDs for the changed extents of large files
 	readAll   bool // taking over from another daemon, compare the content of every file
+	settle    bool // have what clients still hold of a file written out before it is read
 	rescan    bool // compare with the peer's tree, whatever is known of it
 }
 
@@ -238,8 +239,13 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 		Deep:      !resumed,
 		OwnXattrs: map[string]bool{xattrState: true},
 	}
+	if c.opts.settle {
+		params.Settle = c.settle
+	}
 	if previous != "" {
 		params.Previous = snapPath(c.dir, previous)
+		at, _ := parseSyncState(state)
+		params.Renames = at.kind == stateDone
 		if c.opts.blockDiff {
 			params.Blocks = func(ctx context.Context, f treesync.Pair) ([]treesync.Extent, bool, error) {
 				return c.changedExtents(ctx, f, from, s.id)
@@ -291,6 +297,23 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 	return c.setRootXattr(xattrState, syncState{id: s.id, kind: stateDone}.String())
 }
 
+// settle has what clients still hold of a file, which is below the directory at
+// rel in a snapshot, written out. A file that is elsewhere now is asked for by its
+// number.
+//
+// An MDS that has the snapshot from another one can open a file in it while data
+// from before the snapshot is still on its way to the OSDs. For the live file it
+// takes the right to hold data back from clients first.
+func (c *cycle) settle(rel string, ino uint64) error {
+	if st, err := c.source.StatAt(trimRoot(c.dir)+rel, ceph.Synced); err == nil && st.Ino == ino {
+		return nil
+	}
+	if err := c.source.Settle(ino); err != nil {
+		return fmt.Errorf("having inode %d written out: %w", ino, err)
+	}
+	return nil
+}
+
 // verify compares the peer's tree as a whole with the snapshot and mends what
 // differs, until nothing does.
 //
@@ -299,7 +322,7 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 // that. So what the run was told is asked again, through another mount.
 func (c *cycle) verify(ctx context.Context, params treesync.Params) error {
 	params.Source = c.check
-	params.Previous, params.Blocks = "", nil
+	params.Previous, params.Renames, params.Blocks = "", false, nil
 	params.Deep = false
 	params.Trust = func(source, target *ceph.Stat) bool { return true }
 	total := params.Progress

@@ -48,6 +48,7 @@ type filesystem struct {
 	dirs        map[string]bool
 	peers       map[string]*peer
 	specs       []dirstore.Peer
+	ranks       int // MDSs that share it
 	mounted     *sources
 	mountErr    error
 	mountFailed time.Time
@@ -89,6 +90,7 @@ func newFilesystem(e *Engine, spec dirstore.FileSystem) *filesystem {
 		dirs:        make(map[string]bool),
 		peers:       make(map[string]*peer),
 		specs:       spec.Peers,
+		ranks:       spec.Ranks,
 	}
 	go func() {
 		defer close(f.done)
@@ -495,10 +497,17 @@ func (f *filesystem) dropStrays(ctx context.Context, store *dirstore.Store) {
 	}
 }
 
+// shared tells whether several MDSs share the file system.
+func (f *filesystem) shared() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ranks > 1
+}
+
 // update takes over the peers that the monitors' map names now.
 func (f *filesystem) update(spec dirstore.FileSystem) {
 	f.mu.Lock()
-	f.specs = spec.Peers
+	f.specs, f.ranks = spec.Peers, spec.Ranks
 	serving := f.serving
 	f.mu.Unlock()
 	if serving {

@@ -397,6 +397,7 @@ func (p *peer) cycle(ctx context.Context, c *connection, w *work) {
 			log:    p.log,
 		}
 		cy.opts.rescan = w.rescan
+		cy.opts.settle = p.fs.shared()
 		more, err = cy.run(ctx)
 		release()
 		p.count(before, *w.status.counts(), w.status)

@@ -72,8 +72,9 @@ type Directory struct {
 // Differ compares a directory of the newer state with an earlier one.
 type Differ interface {
 	// Dir compares the directory at rel, a path below the root that is empty
-	// or begins with a slash. With fresh set there is no earlier state.
-	Dir(ctx context.Context, rel string, fresh bool) (*Directory, error)
+	// or begins with a slash, with the one that was at old. With fresh set
+	// there is no earlier state.
+	Dir(ctx context.Context, rel, old string, fresh bool) (*Directory, error)
 }
 
 // Snapshots compares two snapshots of one tree.
@@ -83,8 +84,8 @@ type Snapshots struct {
 }
 
 // Dir implements Differ.
-func (d Snapshots) Dir(ctx context.Context, rel string, fresh bool) (*Directory, error) {
-	return compare(ctx, d.Source, d.New+rel, d.Source, d.Old+rel, fresh, snapshotPair)
+func (d Snapshots) Dir(ctx context.Context, rel, old string, fresh bool) (*Directory, error) {
+	return compare(ctx, d.Source, d.New+rel, d.Source, d.Old+old, fresh, snapshotPair)
 }
 
 // snapshotPair judges one name in two snapshots of a tree. Within one file
@@ -122,8 +123,8 @@ type Target struct {
 }
 
 // Dir implements Differ.
-func (d Target) Dir(ctx context.Context, rel string, fresh bool) (*Directory, error) {
-	return compare(ctx, d.Source, d.New+rel, d.Peer, d.Old+rel, fresh, d.pair)
+func (d Target) Dir(ctx context.Context, rel, old string, fresh bool) (*Directory, error) {
+	return compare(ctx, d.Source, d.New+rel, d.Peer, d.Old+old, fresh, d.pair)
 }
 
 // pair judges one name in a snapshot and on the peer, where inode numbers and

@@ -75,7 +75,7 @@ func TestSnapshots(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tree := listing{"/s/1": {c.old}, "/s/2": {c.new}}
-			d, err := Snapshots{Source: tree, Old: "/s/1", New: "/s/2"}.Dir(context.Background(), "", false)
+			d, err := Snapshots{Source: tree, Old: "/s/1", New: "/s/2"}.Dir(context.Background(), "", "", false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,7 +93,7 @@ func TestSubdirs(t *testing.T) {
 		"/s/1": {dir("kept", 1), dir("remade", 2)},
 		"/s/2": {dir("kept", 1), dir("remade", 3), dir("new", 4)},
 	}
-	d, err := Snapshots{Source: tree, Old: "/s/1", New: "/s/2"}.Dir(context.Background(), "", false)
+	d, err := Snapshots{Source: tree, Old: "/s/1", New: "/s/2"}.Dir(context.Background(), "", "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestSubdirs(t *testing.T) {
 func TestLinked(t *testing.T) {
 	two := func(s *ceph.Stat) { s.Nlink = 2 }
 	tree := listing{"/s/1": {file("a", 1, two)}, "/s/2": {file("a", 1, two)}}
-	d, err := Snapshots{Source: tree, Old: "/s/1", New: "/s/2"}.Dir(context.Background(), "", false)
+	d, err := Snapshots{Source: tree, Old: "/s/1", New: "/s/2"}.Dir(context.Background(), "", "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestTarget(t *testing.T) {
 				Source: listing{"/s": {c.new}}, New: "/s",
 				Peer: listing{"/t": {c.old}}, Old: "/t",
 				Trust: c.trust, Deep: c.deep,
-			}.Dir(context.Background(), "", false)
+			}.Dir(context.Background(), "", "", false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,7 +164,7 @@ func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	tree := listing{"/1": {file("f", 1, nil)}, "/2": {file("f", 1, nil)}}
-	if _, err := (Snapshots{Source: tree, Old: "/1", New: "/2"}).Dir(ctx, "", false); err == nil {
+	if _, err := (Snapshots{Source: tree, Old: "/1", New: "/2"}).Dir(ctx, "", "", false); err == nil {
 		t.Error("no error")
 	}
 }

@@ -143,6 +143,7 @@ type FileSystem struct {
 	Name         string
 	MetadataPool int64
 	DataPools    []int64
+	Ranks        int // MDSs that share the file system
 	Mirrored     bool
 	Peers        []Peer // sorted by uuid
 }
@@ -167,6 +168,7 @@ func ParseFSMap(b []byte) (*FSMap, error) {
 				Name         string  `json:"fs_name"`
 				MetadataPool int64   `json:"metadata_pool"`
 				DataPools    []int64 `json:"data_pools"`
+				In           []int   `json:"in"`
 			} `json:"mdsmap"`
 			MirrorInfo *struct {
 				Peers map[string]struct {
@@ -186,7 +188,7 @@ func ParseFSMap(b []byte) (*FSMap, error) {
 	for _, f := range dump.FileSystems {
 		fs := FileSystem{
 			ID: f.ID, Name: f.MDSMap.Name, MetadataPool: f.MDSMap.MetadataPool,
-			DataPools: f.MDSMap.DataPools, Mirrored: f.MirrorInfo != nil,
+			DataPools: f.MDSMap.DataPools, Ranks: len(f.MDSMap.In), Mirrored: f.MirrorInfo != nil,
 		}
 		if f.MirrorInfo != nil {
 			for uuid, p := range f.MirrorInfo.Peers {

@@ -117,7 +117,6 @@ func (r *run) updateFile(t task, path string) error {
 		return err
 	}
 	fail := func(err error) error { return errors.Join(err, job.close()) }
-	rel := t.n.rel + "/" + t.c.Name
 	extents := whole(job.st.Size)
 	if t.c.Data == snapdiff.Suspect || job.st.Size > compareSize {
 		byTarget := r.howFor(t) == byTarget
@@ -125,7 +124,7 @@ func (r *run) updateFile(t task, path string) error {
 		if byTarget {
 			job.base, err = openSource(r.Target, path)
 		} else {
-			job.base, err = openSource(r.Source, r.Previous+rel)
+			job.base, err = openSource(r.Source, r.Previous+t.was())
 		}
 		if err != nil {
 			return fail(err)
@@ -165,7 +164,12 @@ func (r *run) updateFile(t task, path string) error {
 // openSource opens the file in the snapshot and reads its attributes anew:
 // those of the listing may predate what a writer's client still held.
 func (r *run) openSource(job *copyJob) error {
-	rel := job.t.n.rel + "/" + job.t.c.Name
+	rel := job.t.rel()
+	if r.Settle != nil {
+		if err := r.Settle(rel, job.t.c.New.Ino); err != nil {
+			return err
+		}
+	}
 	f, err := openSource(r.Source, r.Snapshot+rel)
 	if err != nil {
 		return err
@@ -240,7 +244,7 @@ func (r *run) copyPiece(job *copyJob, e Extent) error {
 	defer release()
 	data := bufs[0]
 	if err := readFull(job.src, data, e.Offset); err != nil {
-		return fmt.Errorf("reading %s at %d: %w", r.Snapshot+job.t.n.rel+"/"+job.t.c.Name, e.Offset, err)
+		return fmt.Errorf("reading %s at %d: %w", r.Snapshot+job.t.rel(), e.Offset, err)
 	}
 	r.Progress.BytesRead.Add(int64(len(data)))
 	var runs []span
@@ -311,7 +315,7 @@ func (r *run) finishCopy(job *copyJob) error {
 	}
 	t := job.t
 	existing := t.c.Old != nil && !t.c.Replaced
-	if err := r.xattrs(t.n.rel+"/"+t.c.Name, r.howFor(t), existing); err != nil {
+	if err := r.xattrs(t.rel(), t.was(), r.howFor(t), existing); err != nil {
 		return errors.Join(err, job.close())
 	}
 	mask := ceph.SetMode | ceph.SetUID | ceph.SetGID | ceph.SetMtime | ceph.SetAtime | ceph.SetSize

@@ -18,7 +18,7 @@ func (r *run) name(t task) error {
 	if err := r.Gate(r.ctx); err != nil {
 		return err
 	}
-	path := r.Root + t.n.rel + "/" + t.c.Name
+	path := r.Root + t.rel()
 	switch {
 	case t.c.New == nil:
 		if err := r.removeAny(path); err != nil {
@@ -98,7 +98,7 @@ func (r *run) create(t task, path string) error {
 		}
 		return r.attrsAndDone(t, path)
 	}
-	return fmt.Errorf("%s has unknown file type %#o", r.Snapshot+t.n.rel+"/"+t.c.Name, st.Type())
+	return fmt.Errorf("%s has unknown file type %#o", r.Snapshot+t.rel(), st.Type())
 }
 
 // making runs try, which creates path, once more when something left by an
@@ -119,7 +119,7 @@ func (r *run) making(path string, try func() error) error {
 }
 
 func (r *run) symlink(t task, path string) error {
-	to, err := readlink(r.Source, r.Snapshot+t.n.rel+"/"+t.c.Name)
+	to, err := readlink(r.Source, r.Snapshot+t.rel())
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func readlink(m *ceph.Mount, path string) (string, error) {
 
 // attrsAndDone ends the making of a name that holds no data.
 func (r *run) attrsAndDone(t task, path string) error {
-	if err := r.xattrs(t.n.rel+"/"+t.c.Name, r.howFor(t), t.c.Old != nil && !t.c.Replaced); err != nil {
+	if err := r.xattrs(t.rel(), t.was(), r.howFor(t), t.c.Old != nil && !t.c.Replaced); err != nil {
 		return err
 	}
 	if !r.sameAttrs(t) {
@@ -196,7 +196,7 @@ func (r *run) update(t task, path string) error {
 		return r.updateFile(t, path)
 	case syscall.S_IFLNK:
 		if r.howFor(t) == byTarget {
-			want, err := readlink(r.Source, r.Snapshot+t.n.rel+"/"+t.c.Name)
+			want, err := readlink(r.Source, r.Snapshot+t.rel())
 			if err != nil {
 				return err
 			}
@@ -270,8 +270,9 @@ func (r *run) skipBytes(t task) {
 }
 
 // xattrs makes the xattrs of rel equal. They are compared with the previous
-// snapshot or with the target, as how says; existing is false for a new inode.
-func (r *run) xattrs(rel string, h how, existing bool) error {
+// snapshot, where it was called was, or with the target, as how says; existing is
+// false for a new inode.
+func (r *run) xattrs(rel, was string, h how, existing bool) error {
 	source := r.Snapshot + rel
 	want, err := readXattrs(r.Source, source)
 	if err != nil {
@@ -282,7 +283,7 @@ func (r *run) xattrs(rel string, h how, existing bool) error {
 	if existing && h != fresh {
 		m, from := r.Target, path
 		if h == byDiff && r.Previous != "" {
-			m, from = r.Source, r.Previous+rel
+			m, from = r.Source, r.Previous+was
 		}
 		if have, err = readXattrs(m, from); err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,8 +33,11 @@ type Params struct {
 	// (or, when a run is repeated, to lie between it and Snapshot). Empty: the
 	// target is compared instead.
 	Previous string
-	Target   *ceph.Mount
-	Root     string // path of the tree on Target, an existing directory
+	// Renames: nothing was done to the target since it equalled Previous, so
+	// that a directory which only got another name can get it there, too.
+	Renames bool
+	Target  *ceph.Mount
+	Root    string // path of the tree on Target, an existing directory
 
 	// Trust tells, when the target is compared, whether a file's content is
 	// as good as its size and modification time say.
@@ -52,6 +56,9 @@ type Params struct {
 	// Blocks, if set, lists the extents of a file that may differ between
 	// Previous and Snapshot. ok is false when it cannot tell.
 	Blocks func(ctx context.Context, f Pair) (extents []Extent, ok bool, err error)
+	// Settle, if set, has what clients still hold of a file of the snapshot
+	// written out. It is called before the file is opened.
+	Settle func(rel string, ino uint64) error
 	// Progress is updated while the run goes on.
 	Progress *Progress
 	// OwnXattrs are xattrs of the target's root that belong to the mirror.
@@ -188,6 +195,7 @@ const (
 type node struct {
 	parent  *node
 	rel     string // path below the root, empty or with a leading slash
+	was     string // the same in the previous snapshot
 	stat    ceph.Stat
 	old     *ceph.Stat // its attributes before, nil when new
 	how     how
@@ -210,6 +218,10 @@ type task struct {
 	c     snapdiff.Change
 	first bool // make it, although other names of the inode may exist
 }
+
+// rel is the name's path below the root, was the same in the previous snapshot.
+func (t task) rel() string { return t.n.rel + "/" + t.c.Name }
+func (t task) was() string { return t.n.was + "/" + t.c.Name }
 
 type run struct {
 	Params
@@ -352,11 +364,15 @@ func (r *run) visit(n *node) error {
 			return err
 		}
 	}
-	differ := r.diff
+	differ, was := r.diff, n.was
 	if n.how == byTarget {
-		differ = r.scan
+		differ, was = r.scan, n.rel
 	}
-	d, err := differ.Dir(r.ctx, n.rel, n.how == fresh)
+	d, err := differ.Dir(r.ctx, n.rel, was, n.how == fresh)
+	if err != nil {
+		return err
+	}
+	renamed, err := r.renameDirs(n, d)
 	if err != nil {
 		return err
 	}
@@ -382,7 +398,13 @@ func (r *run) visit(n *node) error {
 	r.Progress.FilesToDo.Add(int64(len(files)))
 	subs := make([]*node, 0, len(d.Subdirs))
 	for _, s := range d.Subdirs {
-		sub := &node{parent: n, rel: n.rel + "/" + s.Name, stat: s.Stat, how: n.how, left: 1}
+		sub := &node{parent: n, rel: n.rel + "/" + s.Name, was: n.was + "/" + s.Name, stat: s.Stat, how: n.how, left: 1}
+		if old, ok := renamed[s.Name]; ok {
+			sub.was, sub.old = n.was+"/"+old.Name, old.Old
+			sub.touched = true
+			subs = append(subs, sub)
+			continue
+		}
 		if s.Fresh {
 			sub.how = fresh
 			sub.touched = true
@@ -406,6 +428,64 @@ func (r *run) visit(n *node) error {
 	r.cond.Broadcast()
 	r.mu.Unlock()
 	return r.finished(n)
+}
+
+// renameDirs gives directories that have another name now, and are still in n,
+// that name on the target. It takes their old names, by the new ones, out of what
+// changed in d, and returns them. Whatever is in the way, they are copied as if
+// they were new.
+func (r *run) renameDirs(n *node, d *snapdiff.Directory) (map[string]snapdiff.Change, error) {
+	if !r.Renames || n.how != byDiff {
+		return nil, nil
+	}
+	gone := make(map[uint64]*snapdiff.Change) // their names are free now, or another's
+	for i := range d.Changes {
+		c := &d.Changes[i]
+		if c.Old != nil && c.Old.IsDir() && (c.New == nil || c.Replaced) {
+			gone[c.Old.Ino] = c
+		}
+	}
+	if len(gone) == 0 {
+		return nil, nil
+	}
+	renamed := make(map[string]snapdiff.Change)
+	for again := true; again; { // an old name may be some other's new one
+		again = false
+		for i := range d.Changes {
+			c := &d.Changes[i]
+			if c.Old != nil || c.New == nil || !c.New.IsDir() || gone[c.New.Ino] == nil {
+				continue
+			}
+			old := gone[c.New.Ino]
+			delete(gone, c.New.Ino)
+			done, err := r.renameDir(r.Root+n.rel+"/"+old.Name, r.Root+n.rel+"/"+c.Name)
+			if err != nil {
+				return nil, err
+			}
+			if done {
+				renamed[c.Name] = *old
+				old.Old, old.Replaced = nil, false
+				again = true
+			}
+		}
+	}
+	d.Changes = slices.DeleteFunc(d.Changes, func(c snapdiff.Change) bool { return c.Old == nil && c.New == nil })
+	return renamed, nil
+}
+
+func (r *run) renameDir(from, to string) (done bool, err error) {
+	if err := r.Gate(r.ctx); err != nil {
+		return false, err
+	}
+	r.Progress.Writes.Add(1)
+	err = r.Target.Rename(from, to)
+	switch {
+	case err == nil:
+		return true, nil
+	case ceph.Is(err, syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.EEXIST, syscall.ENOTEMPTY):
+		return false, nil // somebody changed the target
+	}
+	return false, fmt.Errorf("renaming %s to %s on the peer: %w", from, to, err)
 }
 
 // finished takes one piece of work off n, and sets the attributes of each
@@ -550,7 +630,7 @@ func (r *run) dirAttrs(n *node) error {
 		return err
 	}
 	path := r.Root + n.rel
-	if err := r.xattrs(n.rel, n.how, n.old != nil || n.rel == ""); err != nil {
+	if err := r.xattrs(n.rel, n.was, n.how, n.old != nil || n.rel == ""); err != nil {
 		return err
 	}
 	mask := ceph.SetMode | ceph.SetUID | ceph.SetGID | ceph.SetMtime | ceph.SetAtime

@@ -33,6 +33,19 @@ static int cm_list(struct ceph_mount_info *m, struct ceph_dir_result *d,
 	return n;
 }
 
+// cm_settle asks for the attributes of the live inode ino as stat does.
+static int cm_settle(struct ceph_mount_info *m, uint64_t ino) {
+	struct inodeno_t number = {ino};
+	struct Inode *in = NULL;
+	struct ceph_statx st;
+	int r = ceph_ll_lookup_inode(m, number, &in);
+	if (r < 0)
+		return r;
+	r = ceph_ll_getattr(m, in, &st, CEPH_STATX_ALL_STATS, 0, ceph_mount_perms(m));
+	ceph_ll_put(m, in);
+	return r;
+}
+
 // cm_link makes name in dir one more name of what from names, which may be a
 // symlink; ceph_link would follow it.
 static int cm_link(struct ceph_mount_info *m, const char *from, const char *dir, const char *name) {
@@ -346,6 +359,17 @@ func (m *Mount) list(path string, fn func(Entry) error) error {
 			}
 		}
 	}
+}
+
+// Settle makes clients write out what they hold of the live inode ino: the MDS
+// takes back what allows them to hold it before it tells the inode's attributes.
+// An inode that is gone is none.
+func (m *Mount) Settle(ino uint64) error {
+	err := asError(int(C.cm_settle(m.ptr(), C.uint64_t(ino))))
+	if Is(err, syscall.ENOENT, syscall.ESTALE) {
+		return nil
+	}
+	return err
 }
 
 // AttrMask says which fields of a Stat SetAttr applies.
