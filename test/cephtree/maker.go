@@ -1,6 +1,7 @@
 package cephtree
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path"
@@ -84,26 +85,33 @@ func (m Maker) Open(rel string, flags int) *cephfs.File {
 // Write makes the content of a file data.
 func (m Maker) Write(rel string, data []byte) {
 	m.t.Helper()
-	f := m.Open(rel, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_TRUNC)
-	m.writeAll(f, rel, data, 0)
-	m.must(f.Close(), "close %q", rel)
+	m.must(m.put(rel, data), "write %q", rel)
+}
+
+func (m Maker) put(rel string, data []byte) error {
+	f, err := m.c.Open(m.path(rel), syscall.O_WRONLY|syscall.O_CREAT|syscall.O_TRUNC, 0o644)
+	if err != nil {
+		return fmt.Errorf("opening: %w", err)
+	}
+	return errors.Join(writeAll(f, data, 0), f.Close())
 }
 
 // WriteAt writes data into an existing file.
 func (m Maker) WriteAt(rel string, data []byte, offset int64) {
 	m.t.Helper()
 	f := m.Open(rel, syscall.O_WRONLY)
-	m.writeAll(f, rel, data, offset)
-	m.must(f.Close(), "close %q", rel)
+	m.must(errors.Join(writeAll(f, data, offset), f.Close()), "write %q", rel)
 }
 
-func (m Maker) writeAll(f *cephfs.File, rel string, data []byte, offset int64) {
-	m.t.Helper()
+func writeAll(f *cephfs.File, data []byte, offset int64) error {
 	for len(data) > 0 {
 		n, err := f.WriteAt(data[:min(len(data), 4<<20)], offset)
-		m.must(err, "write %q", rel)
+		if err != nil {
+			return err
+		}
 		data, offset = data[n:], offset+int64(n)
 	}
+	return nil
 }
 
 // Read returns the content of a file.

@@ -40,6 +40,9 @@ func OpenAs(id, conf, fs string, opts ...Option) (*Client, error) {
 		{"client_mount_uid", "0"}, {"client_mount_gid", "0"}, {"client_permissions", "false"},
 		{"client_acl_type", "posix_acl"}, {"admin_socket", ""}, {"log_to_file", "false"},
 		{"client_quota", "false"},
+		// What a directory was listed with is still known when it is looked at,
+		// also of a very large one.
+		{"client_cache_size", "200000"},
 	}, opts...) {
 		if err := conn.SetConfigOption(o.Name, o.Value); err != nil {
 			return fail(fmt.Errorf("setting %s: %w", o.Name, err))

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Rich makes a tree of everything that a mirror has to carry.
@@ -113,7 +115,10 @@ func cut(name string) string {
 func (m Maker) Flat(rel string, count, size int) {
 	m.t.Helper()
 	m.MkdirAll(rel)
+	var group errgroup.Group
+	group.SetLimit(8)
 	for i := range count {
-		m.Write(fmt.Sprintf("%s/%06d", rel, i), Data(uint64(i), size))
+		group.Go(func() error { return m.put(fmt.Sprintf("%s/%06d", rel, i), Data(uint64(i), size)) })
 	}
+	m.must(group.Wait(), "write files to %q", rel)
 }

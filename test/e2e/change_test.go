@@ -382,28 +382,87 @@ func TestChanges(t *testing.T) {
 	})
 }
 
+// TestRenamed renames directories where they are: nothing of them is sent again.
+func TestRenamed(t *testing.T) {
+	e := need(t)
+	needLong(t)
+	d := e.mirror(t)
+	m := e.newDir(t)
+	m.MkdirAll("d/sub/deeper")
+	for i := range 6 {
+		m.Write(fmt.Sprintf("d/%d", i), cephtree.Data(uint64(i), mib))
+		m.Write(fmt.Sprintf("d/sub/%d", i), cephtree.Data(uint64(i), mib))
+		m.Write(fmt.Sprintf("d/sub/deeper/%d", i), cephtree.Data(uint64(i), mib))
+	}
+	m.Link("d/0", "d/sub/link")
+	m.Link("d/1", "outside")
+	m.SetXattr("d/sub", "user.a", "1")
+	m.Snap("s1")
+	e.track(t, m.Root())
+	e.wait(t, m, "s1")
+	m.Rename("d", "e")
+	m.Rename("e/sub/deeper", "e/sub/deep")
+	m.Rename("e/sub", "e/below")
+	m.WriteAt("e/below/deep/3", []byte("changed"), 100000)
+	m.Remove("e/below/4")
+	m.SetXattr("e/below", "user.a", "2")
+	m.RemoveXattr("e/below", "user.a")
+	m.SetXattr("e/below/deep/5", "user.b", "1")
+	m.Chmod("e/below/deep", 0o700)
+	m.Link("e/below/deep/2", "e/another link")
+	m.Mkdir("d")
+	m.Write("d/0", []byte("new"))
+	m.Snap("s2")
+	e.wait(t, m, "s2")
+	m.Rename("d", "t")
+	m.Rename("e", "d")
+	m.Rename("t", "e")
+	m.Snap("s3")
+	m.Rename("d/below", "below")
+	m.Rename("e", "f")
+	m.Snap("s4")
+	e.waitSame(t, m, "s1", "s2", "s3", "s4")
+	m.Rename("f", "g")
+	m.Rename("d", "h")
+	m.Rename("below", "i")
+	m.Snap("s5")
+	e.waitSame(t, m, "s5")
+	st := d.waitDir(t, patience, m.Root(), "s5 is the last", lastIs("s5"))
+	if st.Last.Sent > 0 {
+		t.Errorf("%d bytes were sent for new names of directories", st.Last.Sent)
+	}
+}
+
 // TestAllChangesAtOnce makes every change in one directory.
 func TestAllChangesAtOnce(t *testing.T) {
 	e := need(t)
 	once(t)
 	e.mirror(t)
-	m := e.newDir(t)
+	e.allChanges(t, e.newDir(t), func(cephtree.Maker, int) {})
+}
+
+// allChanges makes every change in a directory; prepare is given a directory for
+// each, while it is empty.
+func (e *env) allChanges(t *testing.T, m cephtree.Maker, prepare func(m cephtree.Maker, i int)) {
+	t.Helper()
 	m.Rich()
 	places := make([]cephtree.Maker, len(changes()))
 	for i, c := range changes() {
-		m.Mkdir(fmt.Sprintf("c%02d", i))
+		prepare(m.At(fmt.Sprintf("c%02d", i)), i)
 		places[i] = m.At(fmt.Sprintf("c%02d/place", i))
 		c.before(places[i])
 	}
 	m.Snap("s1")
 	e.track(t, m.Root())
-	e.wait(t, m, "s1")
+	e.waitLong(t, patience, m, "s1")
 	for i, c := range changes() {
 		c.after(places[i])
 	}
 	m.Snap("s2")
-	m.Rename("sizes", "renamed sizes")
+	m.Rename("sizes", "c00/sizes")
+	m.Rename("c00", "c01/c00")
 	m.RemoveAll("names")
 	m.Snap("s3")
-	e.waitSame(t, m, "s1", "s2", "s3")
+	e.waitLong(t, patience, m, "s1", "s2", "s3")
+	e.same(t, m, "s1", "s2", "s3")
 }

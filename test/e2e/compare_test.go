@@ -16,7 +16,7 @@ import (
 
 // patience is how long a small snapshot may take to arrive; far more than it
 // does take, on a busy machine too.
-const patience = 40 * time.Second
+const patience = 90 * time.Second
 
 var dirCount atomic.Int64
 
@@ -29,7 +29,7 @@ func (e *env) newDir(t *testing.T) cephtree.Maker {
 		}
 		return '-'
 	}, t.Name())
-	return cephtree.On(t, e.src, fmt.Sprintf("/%s-%03d-%s", e.stamp, dirCount.Add(1), name[:min(len(name), 60)]))
+	return cephtree.On(t, e.src, fmt.Sprintf("%s/%s-%03d-%s", e.base, e.stamp, dirCount.Add(1), name[:min(len(name), 60)]))
 }
 
 // tracked makes a directory and has it mirrored.

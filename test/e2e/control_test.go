@@ -72,7 +72,7 @@ func (e *env) addPeer(t *testing.T, user, fs string) string {
 	id := uuid.NewString()
 	mon(t, e.a, map[string]any{
 		"prefix": "fs mirror peer_add", "fs_name": fsName, "uuid": id,
-		"remote_cluster_spec": "client." + user + "@b", "remote_fs_name": fs,
+		"remote_cluster_spec": "client." + user + "@" + e.b.Name(), "remote_fs_name": fs,
 	})
 	return id
 }

@@ -32,13 +32,13 @@ type daemon struct {
 func (e *env) startOurs(t *testing.T, id string, opts ...string) *daemon {
 	t.Helper()
 	return e.startDaemon(t, e.a, id, append([]string{filepath.Join(e.bin, "cephmirror"), "cephfs-mirror",
-		"--cluster", "a", "--id", id, "-f"}, opts...), explainPeers)
+		"--cluster", e.a.Name(), "--id", id, "-f"}, opts...), explainPeers)
 }
 
 // startStock starts the stock daemon as client.ID and waits until it serves.
 func (e *env) startStock(t *testing.T, id string, opts ...string) *daemon {
 	t.Helper()
-	return e.startDaemon(t, e.a, id, append([]string{"cephfs-mirror", "--cluster", "a", "--id", id, "-f"}, opts...), explainPeers)
+	return e.startDaemon(t, e.a, id, append([]string{"cephfs-mirror", "--cluster", e.a.Name(), "--id", id, "-f"}, opts...), explainPeers)
 }
 
 func (e *env) startDaemon(t *testing.T, c *bed.Cluster, id string, args []string, explain func(*testing.T, *daemon)) *daemon {

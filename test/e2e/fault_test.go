@@ -138,6 +138,48 @@ func TestKilled(t *testing.T) {
 	})
 }
 
+// TestKilledRenaming ends the plugin when directories have got their new names.
+func TestKilledRenaming(t *testing.T) {
+	e := need(t)
+	needLong(t)
+	d := e.mirror(t)
+	m := e.newDir(t)
+	load(m, 1)
+	m.MkdirAll("top/a/b")
+	m.Write("top/a/b/f", cephtree.Data(1, mib))
+	m.Write("top/a/sneaky", cephtree.Data(2, 5000))
+	m.Snap("s1")
+	e.track(t, m.Root())
+	e.waitLong(t, recovery, m, "s1")
+	m.Rename("many", "more")
+	m.Rename("large", "larger")
+	m.Rename("top", "up")
+	m.Rename("up/a", "up/c")
+	restored(m, "up/c/sneaky", func() { m.WriteAt("up/c/sneaky", cephtree.Data(3, 5000), 0) })
+	for i := range 10 {
+		m.WriteAt(fmt.Sprintf("larger/%d", i), cephtree.Data(uint64(100+i), 12*mib), 0)
+	}
+	for i := range 100 {
+		m.Write(fmt.Sprintf("more/%06d", i*5), cephtree.Data(uint64(i), 3000))
+	}
+	m.Snap("s2")
+	for range 2 {
+		within(t, patience, "the directory to have its new name", func() error {
+			_, err := e.dst.StatAt(m.Root()+"/more", 0)
+			return err
+		})
+		if err := syscall.Kill(d.plugin(t), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+	}
+	e.waitLong(t, 2*recovery, m, "s2")
+	m.Rename("more", "most")
+	m.Snap("s3")
+	e.waitLong(t, recovery, m, "s3")
+	e.same(t, m, "s1", "s2", "s3")
+}
+
 // noneLeft waits until there are no MDS sessions but those of one worker: two on
 // the source, one on the peer. An MDS that is restarted waits for the others.
 func (e *env) noneLeft(t *testing.T) {

@@ -41,9 +41,11 @@ type env struct {
 	// stamp makes names differ from those of earlier runs on clusters that
 	// were kept.
 	stamp string
-	src   *cephtree.Client // of a
-	dst   *cephtree.Client // of b, to look only
-	rbd   rbdSites
+	// base is where tests make their directories, empty for the root.
+	base string
+	src  *cephtree.Client // of a
+	dst  *cephtree.Client // of b, to look only
+	rbd  rbdSites
 }
 
 // shared is set by TestMain; nil outside the environment.

@@ -43,7 +43,7 @@ func TestRandomOperations(t *testing.T) {
 }
 
 func (e *env) randomRound(t *testing.T, r *rapid.T, d *daemon, round int) {
-	root := fmt.Sprintf("/%s-random-%d", e.stamp, round)
+	root := fmt.Sprintf("%s/%s-random-%d", e.base, e.stamp, round)
 	o := &operator{r: r, tree: treemodel.New(), m: cephtree.On(r, e.src, root)}
 	defer func() {
 		e.untrack(t, root)

@@ -13,6 +13,11 @@ import (
 func TestOpenFiles(t *testing.T) {
 	e := need(t)
 	e.mirror(t)
+	e.openFiles(t, func(m cephtree.Maker) cephtree.Maker { return m })
+}
+
+// openFiles does so in a place that is found in each mirrored directory.
+func (e *env) openFiles(t *testing.T, place func(cephtree.Maker) cephtree.Maker) {
 	const size = 6 * mib
 	cases := []struct {
 		name  string
@@ -52,8 +57,9 @@ func TestOpenFiles(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
 				m := e.newDir(t)
-				m.Write("f", cephtree.Data(1, size))
-				m.Write("other", nil)
+				in := place(m)
+				in.Write("f", cephtree.Data(1, size))
+				in.Write("other", nil)
 				m.Snap("s1")
 				e.track(t, m.Root())
 				e.wait(t, m, "s1")
@@ -62,7 +68,7 @@ func TestOpenFiles(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer client.Close()
-				w := &writer{t: t, m: m.With(client)}
+				w := &writer{t: t, m: in.With(client)}
 				w.f = w.m.Open("f", syscall.O_RDWR)
 				c.write(w)
 				m.Snap("s2") // by another client than the writer
