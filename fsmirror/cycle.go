@@ -301,9 +301,10 @@ func (c *cycle) sync(ctx context.Context, s snapshot, last *snapshot, local []sn
 // rel in a snapshot, written out. A file that is elsewhere now is asked for by its
 // number.
 //
-// An MDS that has the snapshot from another one can open a file in it while data
-// from before the snapshot is still on its way to the OSDs. For the live file it
-// takes the right to hold data back from clients first.
+// Opening a file in a snapshot waits for what clients hold of it. With several
+// MDSs one was once read without what had just been written, all the same; how
+// that came is not known. For the live file the MDS takes the right to hold data
+// back from clients first.
 func (c *cycle) settle(rel string, ino uint64) error {
 	if st, err := c.source.StatAt(trimRoot(c.dir)+rel, ceph.Synced); err == nil && st.Ino == ino {
 		return nil
