@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -384,17 +385,185 @@ func TestScheduleBothOnce(t *testing.T) {
 	followsSchedules(t, d, img.Spec())
 }
 
+// scheduler makes a user who may make snapshots.
+func (e *env) scheduler(t *testing.T, id string) {
+	t.Helper()
+	err := e.a.AddUser(e.ctx(t), "client."+id, bed.Option{Name: "mon", Value: "profile cephfs-mirror"}, bed.Option{Name: "mds", Value: "allow rws"},
+		bed.Option{Name: "osd", Value: "allow rw tag cephfs metadata=*, allow r tag cephfs data=*"}, bed.Option{Name: "mgr", Value: "allow r"})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hoursAgo makes the rule of a directory older, so that a run was missed.
+func (e *env) hoursAgo(t *testing.T, dir string, n int) {
+	t.Helper()
+	store := schedules.NewStore(e.metadata(t))
+	contents, err := store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "1" + dir
+	var plan struct {
+		Items []map[string]any `json:"items"`
+		Keep  string           `json:"keep"`
+	}
+	mustJSON(t, contents.Schedules[key], &plan)
+	plan.Items[0]["added"] = time.Now().Add(-time.Duration(n) * time.Hour).UTC().Format(time.RFC3339)
+	text, err := json.Marshal(plan)
+	if err == nil {
+		err = store.Swap(key, contents.Schedules[key], string(text))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// scheduled lists the scheduled snapshots of a directory.
+func (e *env) scheduled(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	err := e.src.List(dir+"/.snap", ceph.Cached, func(entry ceph.Entry) error {
+		if strings.HasPrefix(entry.Name, "cephmirror-") {
+			names = append(names, entry.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// TestScheduleTakeOver has three workers, of which one follows the schedule at a
+// time: when that is killed, frozen or stopped another does, and a run is made
+// once. One that wakes up makes none.
+func TestScheduleTakeOver(t *testing.T) {
+	e := need(t)
+	needLong(t)
+	e.clear(t)
+	e.enable(t)
+	e.addPeer(t, "remote", fsName)
+	t.Cleanup(func() { e.clear(t) })
+	m := e.tracked(t)
+	m.Write("file", []byte("content"))
+	cli := e.ownCommands()
+	path := "--path=" + m.Root()
+	must := func(words ...string) {
+		t.Helper()
+		if _, err := cli(t, append([]string{"schedule"}, words...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must("add", fsName, "1h", path, "--keep", "2n")
+	t.Cleanup(func() { must("remove", fsName, path) })
+	e.hoursAgo(t, m.Root(), 2)
+	workers := make(map[string]*daemon)
+	for _, id := range []string{"scheduler1", "scheduler2", "scheduler3"} {
+		e.scheduler(t, id)
+		workers[id] = e.startOurs(t, id)
+	}
+	unit := fsName + ":" + m.Root()
+	// follower returns who follows the schedule, and fails if several do.
+	follower := func() (string, error) {
+		var found []string
+		for id, d := range workers {
+			out, err := d.call("cephmirror schedule status")
+			if err == nil && strings.Contains(string(out), unit) {
+				found = append(found, id)
+			}
+		}
+		if len(found) > 1 {
+			t.Errorf("%q follow the schedule", found)
+		}
+		if len(found) == 0 {
+			return "", errors.New("nobody follows the schedule")
+		}
+		return found[0], nil
+	}
+	// next waits for another than who was, and for one run that was missed.
+	next := func(was string, limit time.Duration) (id string) {
+		t.Helper()
+		begun := time.Now()
+		within(t, limit, "another to follow the schedule", func() (err error) {
+			if id, err = follower(); err == nil && id == was {
+				err = errors.New("it is the same one still")
+			}
+			return err
+		})
+		t.Logf("%s follows after %v", id, time.Since(begun).Round(100*time.Millisecond))
+		within(t, patience, "the missed run to be made up for", func() error {
+			if n := e.scheduled(t, m.Root()); len(n) != 1 {
+				return fmt.Errorf("there are %q", n)
+			}
+			return nil
+		})
+		for range 5 { // and no other is made
+			time.Sleep(time.Second)
+			if n := e.scheduled(t, m.Root()); len(n) != 1 {
+				t.Fatalf("one missed run is made up for by %q", n)
+			}
+		}
+		return id
+	}
+	// missed makes it look to whoever takes over as if a run had been missed. Who
+	// follows now knows better.
+	missed := func() {
+		t.Helper()
+		for _, name := range e.scheduled(t, m.Root()) {
+			if err := e.src.RemoveSnapshot(m.Root(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	id := next("", 40*time.Second)
+
+	t.Logf("%s is killed", id)
+	missed()
+	workers[id].kill(t)
+	killed := id
+	id = next(id, 30*time.Second)
+	workers[killed].start(t)
+
+	t.Logf("%s is frozen", id)
+	frozen := append(workers[id].Family(), workers[id].plugin(t))
+	signal := func(s syscall.Signal) {
+		for _, pid := range frozen {
+			_ = syscall.Kill(pid, s) // it may have ended
+		}
+	}
+	missed()
+	signal(syscall.SIGSTOP)
+	asleep := id
+	t.Cleanup(func() { signal(syscall.SIGCONT) })
+	id = next(id, 40*time.Second)
+	signal(syscall.SIGCONT)
+	within(t, patience, "the frozen one to answer again", func() error { _, err := workers[asleep].call("version"); return err })
+	for range 5 {
+		time.Sleep(time.Second)
+		if n := e.scheduled(t, m.Root()); len(n) != 1 {
+			t.Fatalf("who was frozen makes one too: %q", n)
+		}
+	}
+	if _, err := follower(); err != nil {
+		t.Error(err)
+	}
+
+	t.Logf("%s is stopped", id)
+	missed()
+	workers[id].stop(t)
+	next(id, 15*time.Second)
+	e.wait(t, m, e.scheduled(t, m.Root())[0])
+	e.same(t, m, e.scheduled(t, m.Root())[0])
+}
+
 // TestScheduleDirectories sees a scheduled snapshot of a directory reach the
 // peer, and what is not to be kept go.
 func TestScheduleDirectories(t *testing.T) {
 	e := need(t)
 	once(t)
 	const user = "scheduler"
-	err := e.a.AddUser(e.ctx(t), "client."+user, bed.Option{Name: "mon", Value: "profile cephfs-mirror"}, bed.Option{Name: "mds", Value: "allow rws"},
-		bed.Option{Name: "osd", Value: "allow rw tag cephfs metadata=*, allow r tag cephfs data=*"}, bed.Option{Name: "mgr", Value: "allow r"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	e.scheduler(t, user)
 	e.clear(t)
 	e.enable(t)
 	e.addPeer(t, "remote", fsName)
@@ -426,46 +595,11 @@ func TestScheduleDirectories(t *testing.T) {
 		}
 	}
 
-	store := schedules.NewStore(e.metadata(t))
-	key := "1" + m.Root()
-	// hoursAgo makes the rule older, so that a run was missed.
-	hoursAgo := func(n int) {
-		t.Helper()
-		contents, err := store.Load()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var plan struct {
-			Items []map[string]any `json:"items"`
-			Keep  string           `json:"keep"`
-		}
-		mustJSON(t, contents.Schedules[key], &plan)
-		plan.Items[0]["added"] = time.Now().Add(-time.Duration(n) * time.Hour).UTC().Format(time.RFC3339)
-		text, err := json.Marshal(plan)
-		if err == nil {
-			err = store.Swap(key, contents.Schedules[key], string(text))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	hoursAgo := func(n int) { t.Helper(); e.hoursAgo(t, m.Root(), n) }
 	hoursAgo(2)
 	d := e.startOurs(t, user)
 	d.waitPeer(t)
-	scheduled := func() (names []string) {
-		t.Helper()
-		err := e.src.List(m.Root()+"/.snap", ceph.Cached, func(entry ceph.Entry) error {
-			if strings.HasPrefix(entry.Name, "cephmirror-") {
-				names = append(names, entry.Name)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		slices.Sort(names)
-		return names
-	}
+	scheduled := func() []string { t.Helper(); return e.scheduled(t, m.Root()) }
 	within(t, patience, "the missed run to be made up for", func() error {
 		if n := scheduled(); len(n) != 1 {
 			return fmt.Errorf("there are %q", n)
@@ -498,5 +632,18 @@ func TestScheduleDirectories(t *testing.T) {
 	})
 	if n := scheduled(); len(n) != 3 {
 		t.Errorf("left: %q", n)
+	}
+	// How often snapshots were made, in the counters.
+	out, err := d.call("counter dump")
+	var dump struct {
+		Schedules []struct {
+			Labels   struct{ Domain, Unit string }
+			Counters struct{ Snapshots, Missed, Failures int }
+		} `json:"cephmirror_schedule"`
+	}
+	mustJSON(t, string(out), &dump)
+	if err != nil || len(dump.Schedules) != 1 || dump.Schedules[0].Labels.Unit != fsName+":"+m.Root() ||
+		dump.Schedules[0].Counters.Snapshots != 1 || dump.Schedules[0].Counters.Missed != 1 || dump.Schedules[0].Counters.Failures != 0 {
+		t.Errorf("counters: %+v, %v", dump, err)
 	}
 }
