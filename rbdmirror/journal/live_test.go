@@ -578,50 +578,18 @@ func TestWholeJournals(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := j.Look()
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := stream.New(stream.Geometry{Order: g.Order, Splay: g.Splay}, nil, h.Minimum)
 		kinds := map[string]int{}
 		var last format.Position
-		for {
-			r.Saw(r.Look(), h.Active, h.Newest())
-			list := r.Want(1 << 20)
-			for _, f := range list {
-				b, err := objects.Read(t.Context(), io, g.Object(f.Object), f.Offset, f.Length)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := r.Fetched(f, b); err != nil {
-					t.Fatal(err)
-				}
+		h, left := read(t, j, g, io, func(e stream.Entry, event format.Event, at time.Time) {
+			if !bytes.Equal(format.EncodeEvent(event, at), e.Payload) {
+				t.Errorf("%s is encoded in another way", format.Name(event))
 			}
-			for {
-				e, ok, err := r.Next()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !ok {
-					break
-				}
-				event, at, err := format.DecodeEvent(e.Payload)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(format.EncodeEvent(event, at), e.Payload) {
-					t.Errorf("%s is encoded in another way", format.Name(event))
-				}
-				kinds[format.Name(event)]++
-				last = e.Position
-			}
-			if len(list) == 0 && !r.WantLook() {
-				break
-			}
-		}
+			kinds[format.Name(event)]++
+			last = e.Position
+		})
 		master, _ := h.Client(format.MasterClient).Committed.First()
-		if last != master || r.Buffered() != 0 {
-			t.Errorf("the last entry is %v, not %v; %d bytes are left", last, master, r.Buffered())
+		if last != master || left != 0 {
+			t.Errorf("the last entry is %v, not %v; %d bytes are left", last, master, left)
 		}
 		t.Logf("width %d, %d sets: %v", width, h.Active+1, kinds)
 	}
@@ -669,7 +637,7 @@ func TestRaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	entries := 0
-	read(t, j, g, io, func(e stream.Entry, event format.Event) {
+	read(t, j, g, io, func(e stream.Entry, event format.Event, _ time.Time) {
 		if w, ok := event.(format.Write); ok {
 			copy(want[w.Offset:], w.Data)
 			entries++
@@ -694,8 +662,9 @@ func TestRaces(t *testing.T) {
 	}
 }
 
-// read goes through a whole journal.
-func read(t *testing.T, j *objects.Journal, g objects.Geometry, io *rados.IOContext, do func(stream.Entry, format.Event)) {
+// read goes through a whole journal. It returns what the journal's header said, and
+// how many bytes at the end are no entry.
+func read(t *testing.T, j *objects.Journal, g objects.Geometry, io *rados.IOContext, do func(stream.Entry, format.Event, time.Time)) (*objects.Header, int) {
 	t.Helper()
 	h, err := j.Look()
 	if err != nil {
@@ -722,14 +691,14 @@ func read(t *testing.T, j *objects.Journal, g objects.Geometry, io *rados.IOCont
 			if !ok {
 				break
 			}
-			event, _, err := format.DecodeEvent(e.Payload)
+			event, at, err := format.DecodeEvent(e.Payload)
 			if err != nil {
 				t.Fatal(err)
 			}
-			do(e, event)
+			do(e, event, at)
 		}
 		if len(list) == 0 && !r.WantLook() {
-			return
+			return h, r.Buffered()
 		}
 	}
 }
