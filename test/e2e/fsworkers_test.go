@@ -540,7 +540,12 @@ func TestFSWorkersLoadAware(t *testing.T) {
 			return err
 		}
 	}
-	within(t, 60*time.Second, "both to be where they are pinned", apart(false))
+	within(t, 60*time.Second, "both to be where they are pinned, and each daemon to have half", func() error {
+		if got := c.shares(t, 60*time.Second); got[c.members[0].user] != len(c.dirs)/2 {
+			return fmt.Errorf("the shares are %v", got)
+		}
+		return apart(false)()
+	})
 	for _, m := range hot {
 		c.members[0].order(t, "unpin", map[string]any{"domain": e.domain(), "unit": m.Root()})
 	}

@@ -918,10 +918,10 @@ func TestWorkersLoadAware(t *testing.T) {
 		owners, err := c.owners()
 		return owners[hot[0].Name()] == owners[hot[1].Name()], err
 	}
-	within(t, 60*time.Second, "both to be where they are pinned", func() error {
+	within(t, 60*time.Second, "both to be where they are pinned, and each daemon to have half", func() error {
 		is, err := together()
-		if err == nil && !is {
-			err = errText("they are not")
+		if got := c.shares(t, 60*time.Second); err == nil && (!is || got[c.members[0].user] != len(c.images)/2) {
+			err = fmt.Errorf("they are not, the shares are %v", got)
 		}
 		return err
 	})
