@@ -14,7 +14,7 @@ RELEASES ?= reef tentacle
 # race detector.
 RELEASE ?= tentacle
 FUZZTIME ?= 10s
-E2E_TIMEOUT ?= 35m
+E2E_TIMEOUT ?= 50m
 # How many runs with clusters go on at the same time. Each keeps up to eight
 # small clusters, for which it takes about 4 GiB of memory.
 JOBS ?= 2

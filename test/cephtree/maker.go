@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/cephfs"
 
@@ -16,8 +17,12 @@ import (
 // TB is what a Maker needs of a test.
 type TB interface {
 	Helper()
+	Logf(format string, args ...any)
 	Fatalf(format string, args ...any)
 }
+
+// denial is how long a name that is there may be denied.
+const denial = 10 * time.Second
 
 // Maker changes the tree below one directory. A call that fails ends the test.
 type Maker struct {
@@ -58,6 +63,24 @@ func (m Maker) must(err error, format string, args ...any) {
 	}
 }
 
+// there does something with a name that is there. Where hard links were removed
+// or replaced right before, Ceph was seen to deny such a name.
+func (m Maker) there(act func() error, format string, args ...any) {
+	m.t.Helper()
+	start := time.Now()
+	err := act()
+	denied := 0
+	for ceph.Is(err, syscall.ENOENT) && time.Since(start) < denial {
+		denied++
+		time.Sleep(100 * time.Millisecond)
+		err = act()
+	}
+	if denied > 0 {
+		m.t.Logf("%s: denied %d times in %v, then %v", fmt.Sprintf(format, args...), denied, time.Since(start), err)
+	}
+	m.must(err, format, args...)
+}
+
 // Mkdir makes a directory.
 func (m Maker) Mkdir(rel string) {
 	m.t.Helper()
@@ -77,8 +100,11 @@ func (m Maker) MkdirAll(rel string) {
 // Open opens a file.
 func (m Maker) Open(rel string, flags int) *cephfs.File {
 	m.t.Helper()
-	f, err := m.c.Open(m.path(rel), flags, 0o644)
-	m.must(err, "open %q", rel)
+	var f *cephfs.File
+	m.there(func() (err error) {
+		f, err = m.c.Open(m.path(rel), flags, 0o644)
+		return err
+	}, "open %q", rel)
 	return f
 }
 
@@ -134,7 +160,7 @@ func (m Maker) Read(rel string) []byte {
 // Truncate sets the size of a file.
 func (m Maker) Truncate(rel string, size int64) {
 	m.t.Helper()
-	m.must(m.c.Truncate(m.path(rel), size), "truncate %q", rel)
+	m.there(func() error { return m.c.Truncate(m.path(rel), size) }, "truncate %q", rel)
 }
 
 // Punch makes a hole in a file.
@@ -154,7 +180,7 @@ func (m Maker) Symlink(target, rel string) {
 // Link makes a hard link, to a symlink itself.
 func (m Maker) Link(old, rel string) {
 	m.t.Helper()
-	m.must(linkItself(m.c.MountInfo, m.path(old), m.path(rel)), "link %q to %q", rel, old)
+	m.there(func() error { return linkItself(m.c.MountInfo, m.path(old), m.path(rel)) }, "link %q to %q", rel, old)
 }
 
 // Node makes a special file; mode holds its type.
@@ -166,13 +192,13 @@ func (m Maker) Node(rel string, mode uint32, rdev uint64) {
 // Rename renames what has a name.
 func (m Maker) Rename(from, to string) {
 	m.t.Helper()
-	m.must(m.c.Rename(m.path(from), m.path(to)), "rename %q to %q", from, to)
+	m.there(func() error { return m.c.Rename(m.path(from), m.path(to)) }, "rename %q to %q", from, to)
 }
 
 // Remove removes a name that is no directory.
 func (m Maker) Remove(rel string) {
 	m.t.Helper()
-	m.must(m.c.Unlink(m.path(rel)), "unlink %q", rel)
+	m.there(func() error { return m.c.Unlink(m.path(rel)) }, "unlink %q", rel)
 }
 
 // RemoveAll removes what has a name, and all below. Nothing there is fine.
@@ -220,20 +246,20 @@ func removeAll(c *cephfs.MountInfo, p string) error {
 // Chmod sets the permission bits.
 func (m Maker) Chmod(rel string, mode uint32) {
 	m.t.Helper()
-	m.must(m.c.SetAttr(m.path(rel), ceph.Stat{Mode: mode}, ceph.SetMode), "chmod %q", rel)
+	m.there(func() error { return m.c.SetAttr(m.path(rel), ceph.Stat{Mode: mode}, ceph.SetMode) }, "chmod %q", rel)
 }
 
 // Chown sets the owner, of a symlink itself.
 func (m Maker) Chown(rel string, uid, gid uint32) {
 	m.t.Helper()
-	m.must(m.c.SetAttr(m.path(rel), ceph.Stat{UID: uid, GID: gid}, ceph.SetUID|ceph.SetGID), "chown %q", rel)
+	m.there(func() error { return m.c.SetAttr(m.path(rel), ceph.Stat{UID: uid, GID: gid}, ceph.SetUID|ceph.SetGID) }, "chown %q", rel)
 }
 
 // Times sets the times, of a symlink itself.
 func (m Maker) Times(rel string, atime, mtime Time) {
 	m.t.Helper()
 	st := ceph.Stat{Atime: ceph.Time(atime), Mtime: ceph.Time(mtime)}
-	m.must(m.c.SetAttr(m.path(rel), st, ceph.SetAtime|ceph.SetMtime), "utimes %q", rel)
+	m.there(func() error { return m.c.SetAttr(m.path(rel), st, ceph.SetAtime|ceph.SetMtime) }, "utimes %q", rel)
 }
 
 // SetXattr sets an xattr.

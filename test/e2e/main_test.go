@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"testing"
 	"time"
@@ -201,6 +202,17 @@ func need(t *testing.T) *env {
 	if shared == nil {
 		t.Skip("needs Ceph: run with bed enter")
 	}
+	limit := 12 * time.Minute
+	if *long {
+		limit = time.Hour
+	}
+	// A call of Ceph's libraries that has no answer cannot be given up: it
+	// ends with the process, and the tests that are left run in another.
+	timer := time.AfterFunc(limit, func() {
+		debug.SetTraceback("all")
+		panic(fmt.Sprintf("%s has not ended within %v", t.Name(), limit))
+	})
+	t.Cleanup(func() { timer.Stop() })
 	return shared
 }
 

@@ -24,7 +24,7 @@ import (
 
 func main() {
 	logPath := flag.String("log", "", "file for all output (required)")
-	tries := flag.Int("tries", 3, "how often at most")
+	tries := flag.Int("tries", 3, "how often a test may fail")
 	skip := flag.String("skip", "", "tests that are not to be run")
 	flag.Parse()
 	if *logPath == "" || flag.NArg() == 0 {
@@ -49,7 +49,8 @@ func run(ctx context.Context, console io.Writer, logPath, skip string, tries int
 	}
 	defer log.Close()
 	var passed []string
-	for try := 1; ; try++ {
+	failures := map[string]int{} // by test; what is no test's is the empty name's
+	for {
 		w := newWatcher(console, log)
 		err := once(ctx, w, withFlags(command, skipping(skip, passed)))
 		w.end()
@@ -57,8 +58,10 @@ func run(ctx context.Context, console io.Writer, logPath, skip string, tries int
 			return errors.Join(err, ctx.Err())
 		}
 		passed = append(passed, w.passed...)
-		if try == tries {
-			return fmt.Errorf("failed: %w; all output is in %s", err, logPath)
+		for _, name := range w.failed() {
+			if failures[name]++; failures[name] == tries {
+				return fmt.Errorf("failed: %w; all output is in %s", err, logPath)
+			}
 		}
 		fmt.Fprintf(console, "once more, without the %d tests that passed or were skipped: %v\n", len(passed), err)
 	}

@@ -24,6 +24,7 @@ type watcher struct {
 	said         map[string][]string // by test
 	last         []string            // lines, whoever wrote them
 	passed       []string            // tests that are done with, skipped ones included
+	bad          []string            // tests that failed
 }
 
 const (
@@ -76,6 +77,7 @@ func (w *watcher) line(line string) {
 			return
 		}
 		if e.Action == "fail" {
+			w.bad = append(w.bad, top)
 			fmt.Fprint(w.console, strings.Join(w.said[top], ""))
 		} else {
 			w.passed = append(w.passed, top)
@@ -100,4 +102,19 @@ func (w *watcher) end() {
 		return
 	}
 	fmt.Fprintf(w.console, "the process died during %s; the last it said:\n%s", strings.Join(w.running, ", "), strings.Join(w.last, ""))
+}
+
+// failed returns the tests that failed and those that were under way when the
+// process died; the empty name where it is neither.
+func (w *watcher) failed() []string {
+	names := slices.Clone(w.bad)
+	for _, name := range w.running {
+		top, _, _ := strings.Cut(name, "/")
+		names = append(names, top)
+	}
+	if len(names) == 0 {
+		return []string{""}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
