@@ -181,43 +181,15 @@ func (m *Manager) call(ctx context.Context, c plugins.Command) (any, error) {
 // stockLimit is how long an answer of the mgr is waited for.
 const stockLimit = time.Minute
 
-// stockCommand sends a command to the mgr, through a connection of its own
-// without time limits: a call that librados gives up by itself is answered into
-// memory that is gone when the mgr comes back. One that has no answer in time is
-// left behind with its connection; it ends with the process.
+// stockCommand sends a command to the mgr.
 func (m *Manager) stockCommand(ctx context.Context, command string) ([]byte, error) {
-	conn, err := m.cfg.Client()
-	if err != nil {
-		return nil, err
-	}
-	if err := conn.SetConfigOption("rados_mon_op_timeout", "0"); err != nil {
-		return nil, fmt.Errorf("setting rados_mon_op_timeout: %w", err)
-	}
-	if err := conn.Connect(); err != nil {
-		return nil, fmt.Errorf("connecting to the local cluster: %w", err)
-	}
-	type answer struct {
-		out    []byte
-		status string
-		err    error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		out, status, err := conn.MgrCommand([][]byte{[]byte(command)})
-		conn.Shutdown()
-		done <- answer{out, status, err}
-	}()
 	ctx, cancel := context.WithTimeout(ctx, stockLimit)
 	defer cancel()
-	select {
-	case a := <-done:
-		if a.err != nil && a.status != "" {
-			return nil, fmt.Errorf("%s: %w", a.status, a.err)
-		}
-		return a.out, a.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("no answer of the mgr: %w", syscall.ETIMEDOUT)
+	out, status, err := client.MgrCommand(ctx, m.cfg.Client, []byte(command))
+	if err != nil && status != "" {
+		return nil, fmt.Errorf("%s: %w", status, err)
 	}
+	return out, err
 }
 
 // swap changes what is stored at a level.

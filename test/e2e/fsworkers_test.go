@@ -18,6 +18,12 @@ import (
 // Several daemons share the directories of one file system. Whatever happens to
 // one of them, every directory has exactly one owner soon after.
 
+// largeMiB is the size of a file that each round changes. Where the stock daemon
+// of Reef writes a file of 8 MiB for the second time, it waits for ever, also when
+// it is alone: its client does not ask for the right to write beyond 4 MiB again
+// after the file was truncated.
+const largeMiB = 3
+
 // fsCrew are the daemons that serve a file system, and its directories.
 type fsCrew struct {
 	t       *testing.T // at whose end the daemons are stopped
@@ -50,7 +56,7 @@ func (e *env) newFSCrewOf(t *testing.T, dirs int, add func(dir string), prepare 
 	for range dirs {
 		m := e.newDir(t)
 		m.Flat("flat", 50, 2000)
-		m.Write("large", cephtree.Data(uint64(c.snaps), 8*mib))
+		m.Write("large", cephtree.Data(uint64(c.snaps), largeMiB*mib))
 		add(m.Root())
 		c.dirs = append(c.dirs, m)
 	}
@@ -211,7 +217,7 @@ func (c *fsCrew) snap() string {
 	c.snaps++
 	name := fmt.Sprintf("r%d", c.snaps)
 	for i, m := range c.dirs {
-		m.WriteAt("large", cephtree.Data(uint64(c.snaps*100+i), mib), int64(c.snaps%8)*mib)
+		m.WriteAt("large", cephtree.Data(uint64(c.snaps*100+i), mib), int64(c.snaps%largeMiB)*mib)
 		m.Write(fmt.Sprintf("new%d", c.snaps), []byte(name))
 		m.Snap(name)
 	}

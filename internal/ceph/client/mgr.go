@@ -23,25 +23,25 @@ func MgrCommand(ctx context.Context, configure func() (*rados.Conn, error), comm
 		conn.Shutdown()
 		return nil, "", fmt.Errorf("setting rados_mon_op_timeout: %w", err)
 	}
-	if err := conn.Connect(); err != nil {
-		conn.Shutdown()
-		return nil, "", fmt.Errorf("connecting to the cluster: %w", err)
-	}
 	type answer struct {
 		out    []byte
 		status string
 		err    error
 	}
+	ask := func() (a answer) {
+		defer conn.Shutdown()
+		if err := conn.Connect(); err != nil {
+			return answer{err: fmt.Errorf("connecting to the cluster: %w", err)}
+		}
+		a.out, a.status, a.err = conn.MgrCommand([][]byte{command})
+		return a
+	}
 	done := make(chan answer, 1)
-	go func() {
-		out, status, err := conn.MgrCommand([][]byte{command})
-		conn.Shutdown()
-		done <- answer{out, status, err}
-	}()
+	go func() { done <- ask() }()
 	select {
 	case a := <-done:
 		return a.out, a.status, a.err
 	case <-ctx.Done():
-		return nil, "", fmt.Errorf("no answer of the mgr: %w", syscall.ETIMEDOUT)
+		return nil, "", fmt.Errorf("no answer of the mgr, or of the monitors: %w", syscall.ETIMEDOUT)
 	}
 }
