@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"cephmirror/fsmirror/dirstore"
 	"cephmirror/internal/ceph"
 	"cephmirror/internal/ceph/schedules"
 	"cephmirror/test/bed"
@@ -233,10 +235,17 @@ func TestScheduleBesideStock(t *testing.T) {
 	}
 }
 
-// followsSchedules waits until the daemon follows the schedule of a unit.
+// followsSchedules waits until a daemon follows the schedule of a unit.
 func followsSchedules(t *testing.T, d *daemon, unit string) {
 	t.Helper()
-	within(t, 40*time.Second, "the daemon to follow the schedule of "+unit, func() error {
+	scheduleIs(t, d, unit, "is followed", func(next, held string) bool { return next != "" && held == "" })
+}
+
+// scheduleIs waits for what a daemon says of a unit's schedule: when it is next,
+// and why it is not followed.
+func scheduleIs(t *testing.T, d *daemon, unit, what string, ok func(next, held string) bool) {
+	t.Helper()
+	within(t, 40*time.Second, "the daemon to say that the schedule of "+unit+" "+what, func() error {
 		out, err := d.call("cephmirror schedule status")
 		if err != nil {
 			return err
@@ -246,7 +255,7 @@ func followsSchedules(t *testing.T, d *daemon, unit string) {
 		}
 		mustJSON(t, string(out), &report)
 		for _, u := range report.Units {
-			if u.Name == unit && u.Next != "" && u.Held == "" {
+			if u.Name == unit && ok(u.Next, u.Held) {
 				return nil
 			}
 		}
@@ -646,4 +655,22 @@ func TestScheduleDirectories(t *testing.T) {
 		dump.Schedules[0].Counters.Snapshots != 1 || dump.Schedules[0].Counters.Missed != 1 || dump.Schedules[0].Counters.Failures != 0 {
 		t.Errorf("counters: %+v, %v", dump, err)
 	}
+
+	// Snapshots are made where the directory is primary.
+	before := scheduled()
+	if err := e.src.SetXattr("/", dirstore.RemoteMark, []byte("cluster_id=6f6b2b0f-5d3c-4b0e-9d7a-0c6b7f1c2d3e fs_id=1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	unmark := sync.OnceValue(func() error { return e.src.RemoveXattr("/", dirstore.RemoteMark) })
+	t.Cleanup(func() { unmark() })
+	hoursAgo(5)
+	scheduleIs(t, d, fsName+":"+m.Root(), "is held", func(_, held string) bool { return strings.Contains(held, "mirrored to") })
+	if now := scheduled(); !slices.Equal(now, before) {
+		t.Errorf("held, but %q became %q", before, now)
+	}
+	if err := unmark(); err != nil {
+		t.Fatal(err)
+	}
+	hoursAgo(6)
+	followsSchedules(t, d, fsName+":"+m.Root())
 }
