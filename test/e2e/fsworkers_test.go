@@ -193,23 +193,9 @@ func (c *fsCrew) owners() (map[string]*worker, error) {
 
 // shares waits until all running members have directories, and returns how many
 // each has.
-func (c *fsCrew) shares(t *testing.T, limit time.Duration) (out map[string]int) {
+func (c *fsCrew) shares(t *testing.T, limit time.Duration) map[string]int {
 	t.Helper()
-	within(t, limit, "every directory to have one owner, and everybody some", func() error {
-		owners, err := c.owners()
-		if err != nil {
-			return err
-		}
-		out = map[string]int{}
-		for _, w := range owners {
-			out[w.user]++
-		}
-		if len(out) < len(c.running()) {
-			return fmt.Errorf("the shares are %v", out)
-		}
-		return nil
-	})
-	return out
+	return shares(t, limit, c.owners, c.running)
 }
 
 // snap changes all directories and makes a snapshot of each.

@@ -454,15 +454,7 @@ func TestRBDJournalRemoval(t *testing.T) {
 	p, d := e.journalPool(t, poolOptions{})
 	gone := func(t *testing.T, name, id string) {
 		t.Helper()
-		within(t, 60*time.Second, name+" to be removed", func() error {
-			if there, err := p.b.Exists(name); err != nil || there {
-				return fmt.Errorf("it exists: %v, %v", there, err)
-			}
-			if out, err := e.tryRBD(e.b, "trash", "ls", "--all", p.b.String(), "--format", "json"); err != nil || strings.TrimSpace(out) != "[]" {
-				return fmt.Errorf("in the trash: %s, %v", out, err)
-			}
-			return p.leftovers(id)
-		})
+		p.removed(t, 60*time.Second, name, id)
 	}
 	mirrored := func(t *testing.T, name string) (rbdimage.Maker, string) {
 		t.Helper()
@@ -475,12 +467,6 @@ func TestRBDJournalRemoval(t *testing.T) {
 		p.follow(t, m)
 		return m, p.sameJournal(t, m).ID()
 	}
-	remove := func(m rbdimage.Maker) {
-		m.Unprotect("one")
-		m.RemoveSnap("one")
-		m.RemoveSnap("two")
-		m.Remove()
-	}
 	t.Run("disabled", func(t *testing.T) {
 		m, id := mirrored(t, "disabled")
 		m.Unmirror()
@@ -491,7 +477,7 @@ func TestRBDJournalRemoval(t *testing.T) {
 	})
 	t.Run("removed", func(t *testing.T) {
 		m, id := mirrored(t, "removed")
-		remove(m)
+		removeWithSnaps(m)
 		gone(t, m.Name(), id)
 		m, _ = mirrored(t, "removed")
 		m.Fill(5, mib, mib)
@@ -500,7 +486,7 @@ func TestRBDJournalRemoval(t *testing.T) {
 	t.Run("while no daemon runs", func(t *testing.T) {
 		m, id := mirrored(t, "at rest")
 		d.stop(t)
-		remove(m)
+		removeWithSnaps(m)
 		d.start(t)
 		gone(t, m.Name(), id)
 	})
@@ -510,33 +496,14 @@ func TestRBDJournalRemoval(t *testing.T) {
 		d.stop(t)
 		d.start(t)
 		p.waitOwn(t, m.In(p.b), "up+replaying", "entries_behind_primary")
-		remove(m)
-		begun := time.Now()
-		within(t, 40*time.Second, "the image to be in the trash", func() error {
-			out, err := e.tryRBD(e.b, "trash", "ls", "--all", "--long", p.b.String())
-			if err == nil && !(strings.Contains(out, "delayed") && strings.Contains(out, "MIRRORING")) {
-				err = fmt.Errorf("the trash has %s", out)
-			}
-			return err
-		})
-		gone(t, m.Name(), id)
-		if took := time.Since(begun); took < 7*time.Second {
-			t.Errorf("it was removed after %v already", took)
-		}
+		p.removeDelayed(t, m, func() { gone(t, m.Name(), id) })
 	})
 	t.Run("primary here", func(t *testing.T) {
 		m, _ := mirrored(t, "promoted")
 		copy := m.In(p.b)
 		p.demote(t, m)
 		p.takeOver(t, journalPatience(tested()), copy)
-		p.rbd(t, e.a, "mirror", "image", "disable", "--force", m.Spec())
-		holds(t, 6*time.Second, "with its old primary gone", func() error {
-			there, err := p.b.Exists(copy.Name())
-			if err == nil && !there {
-				err = fmt.Errorf("the image was deleted")
-			}
-			return err
-		})
+		p.keepsPromoted(t, m)
 	})
 }
 

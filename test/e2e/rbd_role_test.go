@@ -434,15 +434,7 @@ func TestRBDRemoval(t *testing.T) {
 	d := e.startRBD(t, tested(), e.b)
 	gone := func(t *testing.T, name, id string) {
 		t.Helper()
-		within(t, 45*time.Second, name+" to be removed", func() error {
-			if there, err := p.b.Exists(name); err != nil || there {
-				return fmt.Errorf("it exists: %v, %v", there, err)
-			}
-			if out, err := e.tryRBD(e.b, "trash", "ls", "--all", p.b.String(), "--format", "json"); err != nil || strings.TrimSpace(out) != "[]" {
-				return fmt.Errorf("in the trash: %s, %v", out, err)
-			}
-			return p.leftovers(id)
-		})
+		p.removed(t, 45*time.Second, name, id)
 		if _, err := d.call("rbd mirror status " + p.b.Spec(name)); err == nil && d.Running() {
 			within(t, 10*time.Second, "its command to vanish", func() error {
 				if _, err := d.call("rbd mirror status " + p.b.Spec(name)); err == nil {
@@ -464,12 +456,6 @@ func TestRBDRemoval(t *testing.T) {
 		p.waitIdle(t, copy)
 		return m, copy.ID()
 	}
-	remove := func(m rbdimage.Maker) {
-		m.Unprotect("one")
-		m.RemoveSnap("one")
-		m.RemoveSnap("two")
-		m.Remove()
-	}
 	t.Run("disabled", func(t *testing.T) {
 		m, id := make(t, "disabled")
 		m.Unmirror()
@@ -480,7 +466,7 @@ func TestRBDRemoval(t *testing.T) {
 	})
 	t.Run("removed", func(t *testing.T) {
 		m, id := make(t, "removed")
-		remove(m)
+		removeWithSnaps(m)
 		gone(t, m.Name(), id)
 		m, _ = make(t, "removed")
 		p.waitSame(t, m)
@@ -488,7 +474,7 @@ func TestRBDRemoval(t *testing.T) {
 	t.Run("while no daemon runs", func(t *testing.T) {
 		m, id := make(t, "at rest")
 		d.stop(t)
-		remove(m)
+		removeWithSnaps(m)
 		d.start(t)
 		gone(t, m.Name(), id)
 	})
@@ -496,7 +482,7 @@ func TestRBDRemoval(t *testing.T) {
 		// Somebody reads the copy: it is removed once that is over.
 		m, id := make(t, "in use")
 		child := m.In(p.b).For(t).Clone("two", p.b, "child", rbdimage.Options{CloneVersion: 2})
-		remove(m)
+		removeWithSnaps(m)
 		holds(t, 5*time.Second, "with a clone", func() error {
 			_, err := rbdimage.Sum(child.At(rbdimage.Head))
 			return err
@@ -510,33 +496,69 @@ func TestRBDRemoval(t *testing.T) {
 		d.stop(t)
 		d.start(t)
 		p.waitOwn(t, m.In(p.b), "up+replaying", "idle")
-		remove(m)
-		begun := time.Now()
-		within(t, 30*time.Second, "the image to be in the trash", func() error {
-			out, err := e.tryRBD(e.b, "trash", "ls", "--all", "--long", p.b.String())
-			if err == nil && !(strings.Contains(out, "delayed") && strings.Contains(out, "MIRRORING")) {
-				err = fmt.Errorf("the trash has %s", out)
-			}
-			return err
-		})
-		gone(t, m.Name(), id)
-		if took := time.Since(begun); took < 7*time.Second {
-			t.Errorf("it was removed after %v already", took)
-		}
+		p.removeDelayed(t, m, func() { gone(t, m.Name(), id) })
 	})
 	t.Run("primary here", func(t *testing.T) {
 		// A copy that was promoted stays, whatever becomes of the other one.
 		m, _ := make(t, "promoted")
 		copy := p.demoted(t, m)
 		p.promote(t, copy)
-		p.rbd(t, e.a, "mirror", "image", "disable", "--force", m.Spec())
-		holds(t, 6*time.Second, "with its old primary gone", func() error {
-			there, err := p.b.Exists(copy.Name())
-			if err == nil && !there {
-				err = fmt.Errorf("the image was deleted")
-			}
-			return err
-		})
+		p.keepsPromoted(t, m)
+	})
+}
+
+// removeWithSnaps removes an image with its snapshots one, which is protected,
+// and two.
+func removeWithSnaps(m rbdimage.Maker) {
+	m.Unprotect("one")
+	m.RemoveSnap("one")
+	m.RemoveSnap("two")
+	m.Remove()
+}
+
+// removed waits until an image of b is gone with all its objects.
+func (p *rbdPool) removed(t *testing.T, limit time.Duration, name, id string) {
+	t.Helper()
+	within(t, limit, name+" to be removed", func() error {
+		if there, err := p.b.Exists(name); err != nil || there {
+			return fmt.Errorf("it exists: %v, %v", there, err)
+		}
+		if out, err := p.e.tryRBD(p.e.b, "trash", "ls", "--all", p.b.String(), "--format", "json"); err != nil || strings.TrimSpace(out) != "[]" {
+			return fmt.Errorf("in the trash: %s, %v", out, err)
+		}
+		return p.leftovers(id)
+	})
+}
+
+// removeDelayed removes an image whose copy is to stay in the trash for 8 s.
+func (p *rbdPool) removeDelayed(t *testing.T, m rbdimage.Maker, gone func()) {
+	t.Helper()
+	removeWithSnaps(m)
+	begun := time.Now()
+	within(t, 40*time.Second, "the image to be in the trash", func() error {
+		out, err := p.e.tryRBD(p.e.b, "trash", "ls", "--all", "--long", p.b.String())
+		if err == nil && !(strings.Contains(out, "delayed") && strings.Contains(out, "MIRRORING")) {
+			err = fmt.Errorf("the trash has %s", out)
+		}
+		return err
+	})
+	gone()
+	if took := time.Since(begun); took < 7*time.Second {
+		t.Errorf("it was removed after %v already", took)
+	}
+}
+
+// keepsPromoted disables mirroring of an image on a whose copy on b was
+// promoted.
+func (p *rbdPool) keepsPromoted(t *testing.T, m rbdimage.Maker) {
+	t.Helper()
+	p.rbd(t, p.e.a, "mirror", "image", "disable", "--force", m.Spec())
+	holds(t, 6*time.Second, "with its old primary gone", func() error {
+		there, err := p.b.Exists(m.Name())
+		if err == nil && !there {
+			err = fmt.Errorf("the image was deleted")
+		}
+		return err
 	})
 }
 

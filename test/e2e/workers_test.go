@@ -351,17 +351,21 @@ func (c *crew) served(t *testing.T, limit time.Duration) time.Duration {
 // some, and returns how many each has.
 func (c *crew) shares(t *testing.T, limit time.Duration) map[string]int {
 	t.Helper()
-	var out map[string]int
-	within(t, limit, "every image to have one owner, and everybody some", func() error {
-		owners, err := c.owners()
+	return shares(t, limit, c.owners, c.running)
+}
+
+func shares(t *testing.T, limit time.Duration, owners func() (map[string]*worker, error), running func() []*worker) (out map[string]int) {
+	t.Helper()
+	within(t, limit, "everything to have one owner, and everybody some", func() error {
+		byUnit, err := owners()
 		if err != nil {
 			return err
 		}
 		out = map[string]int{}
-		for _, w := range owners {
+		for _, w := range byUnit {
 			out[w.user]++
 		}
-		if len(out) < len(c.running()) {
+		if len(out) < len(running()) {
 			return fmt.Errorf("the shares are %v", out)
 		}
 		return nil
