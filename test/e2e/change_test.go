@@ -431,6 +431,14 @@ func TestRenamed(t *testing.T) {
 	if st.Last.Sent > 0 {
 		t.Errorf("%d bytes were sent for new names of directories", st.Last.Sent)
 	}
+	// What the comparison before the snapshot does not see.
+	atime, mtime := m.Atime("h/2"), m.Mtime("h/2")
+	m.WriteAt("h/2", []byte("changed"), 5)
+	m.Times("h/2", atime, mtime)
+	m.SetXattr("h/3", "user.c", "1")
+	m.Rename("h", "k")
+	m.Snap("s6")
+	e.waitSame(t, m, "s6")
 }
 
 // TestAllChangesAtOnce makes every change in one directory.
