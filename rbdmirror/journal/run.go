@@ -358,8 +358,30 @@ func (r *Replayer) resetJournal(id string) error {
 	return j.Create(g.Order, g.Splay, pool, format.LocalUUID)
 }
 
-// rofs is what requests for the lock are answered with: that it is not given up.
-var rofs = cls.EncodeHeaderResponse(-int32(syscall.EROFS))
+// What requests for the lock are answered with: that it is not given up, or that
+// it will be soon.
+var (
+	rofs = cls.EncodeHeaderResponse(-int32(syscall.EROFS))
+	soon = cls.EncodeHeaderResponse(0)
+)
+
+// answerLimit is how long it may take to find out which it is. Who asks waits for
+// 5 s.
+const answerLimit = 2 * time.Second
+
+// answerRequest answers a request for the lock of the local image. Who promotes it
+// does not ask for the lock, and is done before the promotion is noticed here: the
+// first write then is not to fail for that.
+func (r *Replayer) answerRequest(id string) []byte {
+	promoted, err := replica.Ask(context.Background(), &r.pair.Calls, answerLimit, func() (bool, error) {
+		newest, _, err := journalOf(r.pair.Local, id).Owner()
+		return newest.MirrorUUID == format.LocalUUID, err
+	})
+	if err == nil && promoted {
+		return soon
+	}
+	return rofs
+}
 
 // watchLocal watches the header of the local image and that of its journal.
 func (r *Replayer) watchLocal(id string) error {
@@ -379,7 +401,7 @@ func (r *Replayer) watchLocal(id string) error {
 		}
 		if m.Op == cls.HeaderRequestLock {
 			poke(r.check)
-			return rofs
+			return r.answerRequest(id)
 		}
 		if m.Op == cls.HeaderUpdate {
 			poke(r.check)
