@@ -346,7 +346,7 @@ func (s *session) take(now time.Time) error {
 				if end && !s.newestTime.IsZero() && s.lastData.Equal(now) {
 					s.clock.Live(s.newestTime, now)
 				}
-				if !s.reached && end {
+				if !s.reached && s.reader.Exhausted() {
 					// Whatever another daemon may have done is known now.
 					s.reached, s.known = true, s.read
 				}

@@ -1074,22 +1074,19 @@ func TestWorkersMixed(t *testing.T) {
 				c.in(t)
 				w := c.pick(t, who, f.leader)
 				if w == nil && f.leader {
-					// Whoever leads makes way until one of the kind does.
-					within(t, 90*time.Second, "one of "+who+" to lead", func() error {
-						l, err := c.leader()
-						if err != nil {
-							return err
+					// The others are away until one of the kind leads.
+					var away []*worker
+					for _, m := range c.running() {
+						if m.who != who {
+							m.stop(t)
+							away = append(away, m)
 						}
-						if l.who == who {
-							w = l
-							return nil
-						}
-						if _, err := l.call("rbd mirror leader release"); err != nil {
-							return err
-						}
-						time.Sleep(12 * time.Second)
-						return fmt.Errorf("%s leads", l.user)
-					})
+					}
+					w = c.waitLeader(t, 90*time.Second)
+					for _, m := range away {
+						c.start(m)
+					}
+					c.waitLeader(t, 90*time.Second)
 				}
 				if w == nil {
 					t.Skip("there is none")

@@ -184,6 +184,14 @@ func (r *Reader) AtEnd() bool {
 	return len(s.queue) == 0 && !s.fetching && s.tail != 0
 }
 
+// Exhausted says that everything was given out that was there at the last look at
+// the header: at the end of an epoch that is not the newest one there may be more
+// in the next, wherever that has begun.
+func (r *Reader) Exhausted() bool {
+	_, later := r.over()
+	return r.AtEnd() && !later && !r.seeking
+}
+
 // Buffered returns how many bytes of the journal are held.
 func (r *Reader) Buffered() int {
 	n := 0

@@ -147,6 +147,8 @@ type harness struct {
 	look              Stamp
 	sawActive, sawTag uint64
 	got               []format.Position
+	// whole is all there will be, once the header was looked at; nil: not known.
+	whole []format.Position
 }
 
 func (h *harness) drain() {
@@ -156,6 +158,9 @@ func (h *harness) drain() {
 			h.t.Fatal(err)
 		}
 		if !ok {
+			if h.whole != nil && h.r.Exhausted() && len(h.got) < len(h.whole) {
+				h.t.Fatalf("exhausted after %d of %d entries", len(h.got), len(h.whole))
+			}
 			return
 		}
 		want := payloadOf(e.Tag, e.Entry, 0)
@@ -282,8 +287,11 @@ func resume(t *rapid.T, w *world) {
 		}
 	}
 	h := &harness{t: t, w: w, r: New(Geometry{Order: 24, Splay: uint8(w.splay)}, after, minimum)}
-	h.got = slices.Clone(truth[:n])
+	h.got, h.whole = slices.Clone(truth[:n]), truth
 	h.finish()
+	if last := truth[len(truth)-1]; last.Tag == w.tag && !h.r.Exhausted() {
+		t.Fatalf("after %d: not exhausted", n)
+	}
 	if d := cmp.Diff(truth, h.got); d != "" {
 		t.Fatalf("after %d (-want +got)\n%s", n, d)
 	}
