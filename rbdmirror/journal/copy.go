@@ -394,6 +394,13 @@ func (c *copying) snapshots(ctx context.Context, remote *store.Image, point *cls
 		if id, ok := seqs[s.ID]; ok && c.t.Header().Snapshot(id) != nil {
 			l.local = id
 		} else {
+			if s.ParentOverlap == nil {
+				// It may have been flattened since the local image was made: where
+				// it has nothing then, the parent must not show.
+				if err := c.t.Detach(ctx); err != nil {
+					return nil, fmt.Errorf("detaching the local image from its parent: %w", err)
+				}
+			}
 			if err := c.resize(s.Size); err != nil {
 				return nil, err
 			}

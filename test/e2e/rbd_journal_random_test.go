@@ -615,3 +615,53 @@ func TestRBDJournalFirstCopy(t *testing.T) {
 	ws := &writers{p: p, often: true}
 	ws.whileKilled(t, d, images, seed, 8, 0, 2500*time.Millisecond)
 }
+
+// TestRBDJournalFlattenedFirst flattens a clone when its copy was made, but
+// nothing was copied yet.
+func TestRBDJournalFlattenedFirst(t *testing.T) {
+	e := need(t)
+	once(t)
+	notStock(t, "the copy stays a clone, and shows the parent where the image has nothing")
+	p, _ := e.journalPool(t, poolOptions{}, "--rbd-mirror-concurrent-image-syncs=1", "--cephmirror-rbd-rate-limit=3MiB")
+	parent := p.withJournal(t, "parent", rbdimage.Options{Size: 8 * mib, Order: 20})
+	parent.Fill(1, 0, 8*mib)
+	parent.Snap("base")
+	parent.Protect("base")
+	p.follow(t, parent)
+	p.sameJournal(t, parent)
+	clones := []rbdimage.Maker{
+		parent.Clone("base", p.a, "clone 1", rbdimage.Options{CloneVersion: 1, Features: rbdimage.Journaling}),
+		parent.Clone("base", p.a, "clone 2", rbdimage.Options{CloneVersion: 2, Features: rbdimage.Journaling}),
+	}
+	// Only one is copied at a time.
+	first := p.withJournal(t, "first", rbdimage.Options{Size: 40 * mib})
+	first.Fill(2, 0, 40*mib)
+	p.follow(t, first)
+	within(t, 30*time.Second, "the first image to be copied", func() error {
+		list, err := p.b.Snaps(first.Name())
+		if err == nil && len(list) == 0 {
+			err = fmt.Errorf("it has no snapshot")
+		}
+		return err
+	})
+	for _, m := range clones {
+		m.Fill(3, mib, mib)
+		p.follow(t, m)
+	}
+	for _, m := range clones {
+		within(t, 10*time.Second, "the copy of "+m.Name(), func() error {
+			if there, err := p.b.Exists(m.Name()); err != nil || !there {
+				return fmt.Errorf("it does not exist: %v", err)
+			}
+			return nil
+		})
+		m.Flatten()
+		m.Discard(4*mib, 2*mib)
+		if list, err := p.b.Snaps(m.Name()); err != nil || len(list) > 0 {
+			t.Errorf("it is being copied already: %v, %v", list, err)
+		}
+	}
+	for _, m := range clones {
+		p.sameJournal(t, m)
+	}
+}

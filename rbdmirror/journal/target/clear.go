@@ -44,6 +44,28 @@ func (t *Target) Clear(ctx context.Context) error {
 	return nil
 }
 
+// Detach cuts the image from its parent, without taking over what it shows of it.
+// Snapshots that show it keep it. It can be repeated when it broke off.
+func (t *Target) Detach(ctx context.Context) error {
+	if err := t.Reload(); err != nil {
+		return err
+	}
+	if t.img.ParentOverlap == nil {
+		return nil
+	}
+	if err := t.ready(ctx); err != nil {
+		return err
+	}
+	last := !slices.ContainsFunc(t.img.Snapshots, func(s cls.Snapshot) bool { return s.ParentOverlap != nil })
+	if err := t.leaveParent(last); err != nil {
+		return err
+	}
+	if err := t.header.DetachParent(); err != nil && !ceph.Is(err, syscall.ENOENT) {
+		return err
+	}
+	return t.Reload()
+}
+
 // RemoveSnapshots removes those snapshots that are not wanted, the newest first.
 func (t *Target) RemoveSnapshots(ctx context.Context, unwanted func(cls.Snapshot) bool) error {
 	if err := t.Reload(); err != nil {

@@ -481,19 +481,24 @@ func (t *Target) flatten(ctx context.Context, rec plan.Record) error {
 			return err
 		}
 	}
-	if !last && t.img.Has(cls.FeatureDeepFlatten) {
-		// Snapshots that need the parent keep it.
-		if err := t.header.SetFeatures(0, cls.FeatureDeepFlatten); err != nil {
-			return err
-		}
-	}
-	t.closeParent()
-	if last {
-		if err := t.release(); err != nil {
-			return err
-		}
+	if err := t.leaveParent(last); err != nil {
+		return err
 	}
 	return t.changeWith(rec, cls.ParentDetach())
+}
+
+// leaveParent prepares the image for losing its parent; last says that no snapshot
+// needs it either.
+func (t *Target) leaveParent(last bool) error {
+	t.closeParent()
+	if last {
+		return t.release()
+	}
+	if t.img.Has(cls.FeatureDeepFlatten) {
+		// Snapshots that need the parent keep it.
+		return t.header.SetFeatures(0, cls.FeatureDeepFlatten)
+	}
+	return nil
 }
 
 // rename renames the image. It can be repeated when it broke off.
