@@ -619,8 +619,8 @@ func TestRBDJournalFirstCopy(t *testing.T) {
 // TestRBDJournalFlattenedFirst flattens a clone when its copy was made, but
 // nothing was copied yet.
 func TestRBDJournalFlattenedFirst(t *testing.T) {
+	needLong(t)
 	e := need(t)
-	once(t)
 	notStock(t, "the copy stays a clone, and shows the parent where the image has nothing")
 	p, _ := e.journalPool(t, poolOptions{}, "--rbd-mirror-concurrent-image-syncs=1", "--cephmirror-rbd-rate-limit=3MiB")
 	parent := p.withJournal(t, "parent", rbdimage.Options{Size: 8 * mib, Order: 20})
@@ -634,8 +634,8 @@ func TestRBDJournalFlattenedFirst(t *testing.T) {
 		parent.Clone("base", p.a, "clone 2", rbdimage.Options{CloneVersion: 2, Features: rbdimage.Journaling}),
 	}
 	// Only one is copied at a time.
-	first := p.withJournal(t, "first", rbdimage.Options{Size: 40 * mib})
-	first.Fill(2, 0, 40*mib)
+	first := p.withJournal(t, "first", rbdimage.Options{Size: 80 * mib})
+	first.Fill(2, 0, 80*mib)
 	p.follow(t, first)
 	within(t, 30*time.Second, "the first image to be copied", func() error {
 		list, err := p.b.Snaps(first.Name())
