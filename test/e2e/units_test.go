@@ -48,7 +48,7 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 `
 
 // newMachine starts a machine. cephmirror@USER.service mirrors file systems there.
-func (e *env) newMachine(t *testing.T, users ...string) *machine {
+func (e *env) newMachine(t *testing.T, user string) *machine {
 	t.Helper()
 	if _, err := os.Stat("/usr/lib/systemd/systemd"); err != nil {
 		t.Skipf("there is no systemd: %v", err)
@@ -103,9 +103,7 @@ func (e *env) newMachine(t *testing.T, users ...string) *machine {
 	put("units/service.d/output.conf", "[Service]\nStandardOutput=append:/run/output\nStandardError=append:/run/output\n")
 	put("default/ceph", "CLUSTER=a\n")
 	put("default/cephmirror", "")
-	for _, user := range users {
-		put("default/cephmirror-"+user, "DAEMON=cephfs-mirror\n")
-	}
+	put("default/cephmirror-"+user, "DAEMON=cephfs-mirror\n")
 	places := strings.NewReplacer(e.a.RunDir()+"/", "/run/ceph/", e.a.Dir()+"/log/", "/var/log/ceph/", e.bed.Dir()+"/etc-ceph/", "/etc/ceph/")
 	conf, err := filepath.Glob("/etc/ceph/*")
 	if err != nil {
