@@ -4,14 +4,18 @@
 package rbdimage
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
+
+	"cephmirror/internal/ceph"
 )
 
 // Client is a connection to a cluster as its administrator.
@@ -91,7 +95,26 @@ func (p Pool) With(f func(*rados.IOContext) error) error {
 
 // Look opens an image for reading and calls f.
 func (p Pool) Look(image string, f func(*rbd.Image) error) error {
-	return p.open(image, rbd.OpenImageReadOnly, f)
+	return p.open(image, rbd.OpenImageReadOnly, func(img *rbd.Image) error {
+		return errors.Join(p.settle(), f(img))
+	})
+}
+
+// settle waits until librbd is through with what opened an image, or another
+// snapshot of it. The thread that opens the parent of a clone looks at it again
+// after it has said that it is open. Who closes at once an image that is open
+// for reading only, and so asks nothing of the cluster, frees the parent under
+// that thread, and the process dies, at once or later. Callbacks of one client
+// come one after the other: one behind that thread's shows that it is done.
+func (p Pool) settle() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return p.With(func(io *rados.IOContext) error {
+		if _, err := ceph.ListObjectSnaps(ctx, io, "rbd_directory"); err != nil {
+			return fmt.Errorf("waiting for the opening of an image of %s of %s: %w", p, p.Client.name, err)
+		}
+		return nil
+	})
 }
 
 // Open opens an image for writing and calls f.

@@ -46,6 +46,9 @@ func (v View) open(f func(img *rbd.Image, size uint64) error) error {
 			if err := img.SetSnapByID(v.Snap); err != nil {
 				return fmt.Errorf("looking at %v: %w", v, err)
 			}
+			if err := v.Pool.settle(); err != nil {
+				return err
+			}
 		}
 		size, err := img.GetSize()
 		if err != nil {

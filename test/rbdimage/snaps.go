@@ -78,6 +78,11 @@ func (p Pool) raw(image string, readOnly bool, f func(C.rbd_image_t) error) erro
 			return fmt.Errorf("opening image %s of %s: %w", p.Spec(image), p.Client.name, syscall.Errno(-r))
 		}
 		defer C.rbd_close(img)
+		if readOnly {
+			if err := p.settle(); err != nil {
+				return err
+			}
+		}
 		return f(img)
 	})
 }
