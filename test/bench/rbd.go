@@ -481,15 +481,17 @@ func rbdSmallCase(ctx context.Context, l *lab, p plan, rep *report) error {
 	name := fmt.Sprintf("rbd: %d random writes of 4 KiB over %d MiB", q.writes, q.writeSize>>20)
 	rows := make(map[string]*row)
 	err := l.withPool(ctx, func(r *rbdLab) error {
-		const image = "small"
-		l.logf("filling an image")
-		if err := r.image(image, q.writeSize, full(ctx, q.writeSize, q.writeSize, rand.Uint64())); err != nil {
-			return err
-		}
-		if _, err := r.enable(image); err != nil {
-			return err
-		}
 		for _, who := range p.daemons() {
+			// The more often an image was written to in this way, the longer all
+			// takes: each daemon has one of its own.
+			image := "small-" + who
+			l.logf("filling an image")
+			if err := r.image(image, q.writeSize, full(ctx, q.writeSize, q.writeSize, rand.Uint64())); err != nil {
+				return err
+			}
+			if _, err := r.enable(image); err != nil {
+				return err
+			}
 			var samples []sample
 			var bytes []float64
 			err := r.withDaemon(ctx, who, func(d *rbdDaemon) error {
