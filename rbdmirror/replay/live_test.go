@@ -396,6 +396,66 @@ func TestLiveFirst(t *testing.T) {
 	}
 }
 
+// TestLiveSpareID has a snapshot take the id that was allocated while nothing
+// was to be done, but not when the image has a newer snapshot.
+func TestLiveSpareID(t *testing.T) {
+	p := newPair(t)
+	m, first := p.image("img", rbdimage.Options{})
+	m.Fill(1, 0, 10*mib)
+	pl := p.play(p.b, m.GlobalID())
+	copy := pl.wait(m, first)
+	io := p.b.IO(p.pool, "")
+	// newest is the id of the image's newest snapshot.
+	newest := func() uint64 {
+		snaps, err := copy.Pool().Peek(copy.Name())
+		if err != nil || len(snaps) == 0 {
+			t.Fatalf("snapshots of the copy: %v, %v", snaps, err)
+		}
+		return snaps[len(snaps)-1].ID
+	}
+	// after allocates an id once there is one above the image's.
+	after := func(used uint64) uint64 {
+		eventually(t, 20*time.Second, "a spare id", func() error {
+			var dump struct {
+				Pools []struct {
+					Name string `json:"pool_name"`
+					Seq  uint64 `json:"snap_seq"`
+				} `json:"pools"`
+			}
+			p.b.JSON(&dump, "ceph", "osd", "dump")
+			for _, pool := range dump.Pools {
+				if pool.Name == p.pool && pool.Seq > used {
+					return nil
+				}
+			}
+			return fmt.Errorf("none in %+v", dump.Pools)
+		})
+		id, err := store.CreateSnapID(io)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	mark := after(newest())
+	m.Fill(2, mib, mib)
+	pl.wait(m, m.MirrorSnap())
+	p.same(m)
+	if id := newest(); id >= mark {
+		t.Errorf("the snapshot has id %d: not the spare one, which came before %d", id, mark)
+	}
+
+	mark = after(mark)
+	if err := store.NewHeader(io, copy.ID()).AddSnapshot(mark, "newer", cls.User); err != nil {
+		t.Fatal(err)
+	}
+	m.Fill(3, 2*mib, mib)
+	pl.wait(m, m.MirrorSnap())
+	if id := newest(); id <= mark {
+		t.Errorf("the snapshot has id %d, which is older than %d", id, mark)
+	}
+	p.same(m)
+}
+
 // demoted demotes m and waits until the other side has that.
 func (pl *player) demoted(m rbdimage.Maker) rbdimage.Maker {
 	pl.p.t.Helper()

@@ -45,6 +45,7 @@ type Replayer struct {
 	ownFull     bool      // and it was compared in full
 	rate        *rate.Limiter
 	past        plan.History
+	spare       *spareID // nil: none
 }
 
 // New returns a Replayer. It opens nothing.

@@ -164,6 +164,7 @@ func (r *Replayer) run(ctx context.Context) (replica.Outcome, error) {
 				wait = poll
 				poll = min(poll*3/2, demotedPollMax)
 			case plan.Idle:
+				r.getSpare(v)
 				poll = demotedPoll
 				wait = r.opts.PollInterval/2 + rand.N(r.opts.PollInterval)
 			default:
