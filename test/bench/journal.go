@@ -85,6 +85,17 @@ func strictOurs() contender {
 	return contender{strict, ours, []string{"--cephmirror-rbd-journal-strict=true"}, nil}
 }
 
+// fullWithJournal makes an image that is full of data, mirrored by a journal that
+// begins behind that. Each contender has one of its own: the first one on an
+// image would find other objects than the later ones.
+func (r *rbdLab) fullWithJournal(ctx context.Context, name string, size uint64) error {
+	if err := r.image(name, size, full(ctx, size, size, rand.Uint64())); err != nil {
+		return err
+	}
+	_, err := r.rbd(ctx, r.lab.a, "", "mirror", "image", "enable", r.pool+"/"+name, "journal")
+	return err
+}
+
 // withJournal makes an image with a journal, mirrored by it.
 func (r *rbdLab) withJournal(ctx context.Context, name string, size uint64, args ...string) error {
 	_, err := r.rbd(ctx, r.lab.a, "", append([]string{"create", r.pool + "/" + name, "--size", fmt.Sprintf("%dB", size), "--image-feature",
@@ -223,11 +234,11 @@ func (r *rbdDaemon) backlog(ctx context.Context, image string, write func() erro
 func backlogs(ctx context.Context, l *lab, p plan, rep *report, name string, size uint64, list []contender, count int, bench ...string) (map[string]*row, error) {
 	rows := make(map[string]*row)
 	err := l.withPool(ctx, func(r *rbdLab) error {
-		const image = "backlog"
-		if err := r.withJournal(ctx, image, size); err != nil {
-			return err
-		}
-		for _, c := range list {
+		for i, c := range list {
+			image := fmt.Sprintf("backlog%d", i)
+			if err := r.fullWithJournal(ctx, image, size); err != nil {
+				return err
+			}
 			var samples []sample
 			err := r.withDaemon(ctx, c.who, func(d *rbdDaemon) error {
 				for range p.repeats(c.who) {
@@ -395,11 +406,11 @@ func journalLiveCase(ctx context.Context, l *lab, p plan, rep *report) error {
 	name := fmt.Sprintf("journal: random writes of 4 KiB for %.0f s", q.live.Seconds())
 	rows := make(map[string]*row)
 	err := l.withPool(ctx, func(r *rbdLab) error {
-		const image = "live"
-		if err := r.withJournal(ctx, image, q.backlogSize); err != nil {
-			return err
-		}
-		for _, c := range p.contenders() {
+		for i, c := range p.contenders() {
+			image := fmt.Sprintf("live%d", i)
+			if err := r.fullWithJournal(ctx, image, q.backlogSize); err != nil {
+				return err
+			}
 			var s sample
 			var rate, worst, middle, rest float64
 			err := r.withDaemon(ctx, c.who, func(d *rbdDaemon) (err error) {
