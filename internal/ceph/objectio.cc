@@ -1,5 +1,6 @@
 #include "objectio.h"
 
+#include <atomic>
 #include <cerrno>
 #include <deque>
 #include <map>
@@ -80,6 +81,59 @@ void open_at(cm_object_op &op, rados_ioctx_t io, uint64_t snap) {
 // Mirroring passes over data once: it should not drive out what others read.
 constexpr int once = LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL | LIBRADOS_OP_FLAG_FADVISE_NOCACHE;
 
+// What is to be done to an object, from its words.
+int build(librados::ObjectWriteOperation &todo, const uint64_t *steps, size_t n, const cm_object_op *data) {
+	for (size_t i = 0; i < n; i++) {
+		const uint64_t *s = steps + 5 * i;
+		switch (s[0]) {
+		case CM_STEP_CREATE:
+			todo.create(false);
+			break;
+		case CM_STEP_CREATE_EXCLUSIVE:
+			todo.create(true);
+			break;
+		case CM_STEP_ASSERT_EXISTS:
+			todo.assert_exists();
+			break;
+		case CM_STEP_REMOVE:
+			todo.remove();
+			break;
+		case CM_STEP_WRITE: {
+			if (!data || s[3] >= data->parts.size())
+				return -EINVAL;
+			const librados::bufferlist &from = data->parts[s[3]].data;
+			if (s[4] > from.length() || s[2] > from.length() - s[4])
+				return -EINVAL;
+			librados::bufferlist piece;
+			piece.substr_of(from, s[4], s[2]);
+			todo.write(s[1], piece);
+			todo.set_op_flags2(once);
+			break;
+		}
+		case CM_STEP_ZERO:
+			todo.zero(s[1], s[2]);
+			break;
+		case CM_STEP_TRUNCATE:
+			todo.truncate(s[1]);
+			break;
+		case CM_STEP_HINT:
+			todo.set_alloc_hint(s[2], s[2]);
+			break;
+		default:
+			return -EINVAL;
+		}
+	}
+	return 0;
+}
+
+// Of an object and its snapshots. A full cluster shall say so, instead of keeping
+// us waiting.
+int send(librados::IoCtx &io, const std::string &name, librados::AioCompletion *done, librados::ObjectWriteOperation &todo,
+	std::vector<librados::snap_t> &context) {
+	librados::snap_t newest = context.empty() ? 0 : context.front();
+	return io.aio_operate(name, done, &todo, newest, context, LIBRADOS_OPERATION_FULL_TRY, nullptr);
+}
+
 } // namespace
 
 int cm_object_list(rados_ioctx_t io, const char *name, size_t name_len, uintptr_t token, cm_object_op **out) {
@@ -121,51 +175,11 @@ int cm_object_write(rados_ioctx_t io, const char *name, size_t name_len, const u
 		auto op = make(token);
 		librados::IoCtx::from_rados_ioctx_t(io, op->io);
 		librados::ObjectWriteOperation todo;
-		for (size_t i = 0; i < n; i++) {
-			const uint64_t *s = steps + 5 * i;
-			switch (s[0]) {
-			case CM_STEP_CREATE:
-				todo.create(false);
-				break;
-			case CM_STEP_CREATE_EXCLUSIVE:
-				todo.create(true);
-				break;
-			case CM_STEP_ASSERT_EXISTS:
-				todo.assert_exists();
-				break;
-			case CM_STEP_REMOVE:
-				todo.remove();
-				break;
-			case CM_STEP_WRITE: {
-				if (!data || s[3] >= data->parts.size())
-					return -EINVAL;
-				const librados::bufferlist &from = data->parts[s[3]].data;
-				if (s[4] > from.length() || s[2] > from.length() - s[4])
-					return -EINVAL;
-				librados::bufferlist piece;
-				piece.substr_of(from, s[4], s[2]);
-				todo.write(s[1], piece);
-				todo.set_op_flags2(once);
-				break;
-			}
-			case CM_STEP_ZERO:
-				todo.zero(s[1], s[2]);
-				break;
-			case CM_STEP_TRUNCATE:
-				todo.truncate(s[1]);
-				break;
-			case CM_STEP_HINT:
-				todo.set_alloc_hint(s[2], s[2]);
-				break;
-			default:
-				return -EINVAL;
-			}
-		}
+		int r = build(todo, steps, n, data);
+		if (r < 0)
+			return r;
 		std::vector<librados::snap_t> context(snaps, snaps + snap_count);
-		librados::snap_t newest = context.empty() ? 0 : context.front();
-		// A full cluster shall say so, instead of keeping us waiting.
-		int r = op->io.aio_operate(std::string(name, name_len), op->done, &todo, newest, context,
-			LIBRADOS_OPERATION_FULL_TRY, nullptr);
+		r = send(op->io, std::string(name, name_len), op->done, todo, context);
 		if (r < 0)
 			return r;
 		*out = op.release();
@@ -245,3 +259,80 @@ void cm_object_cancel(cm_object_op *op) {
 }
 
 void cm_object_free(cm_object_op *op) { delete op; }
+
+struct cm_object_turns {
+	struct turn {
+		std::string name;
+		librados::ObjectWriteOperation todo;
+	};
+	librados::IoCtx io;
+	std::vector<librados::snap_t> context;
+	std::deque<turn> list;
+	uintptr_t token = 0;
+	std::atomic<bool> stopped{false};
+	// These belong to whoever sends: the caller, then one callback after the other.
+	size_t done = 0;
+	int ret = 0;
+
+	int next();
+	static void answered(rados_completion_t c, void *arg);
+};
+
+int cm_object_turns::next() {
+	return guarded([&] {
+		librados::AioCompletion *c = librados::Rados::aio_create_completion();
+		c->set_complete_callback(this, answered);
+		int r = send(io, list[done].name, c, list[done].todo, context);
+		c->release(); // librados has its own reference, if it was sent
+		return r;
+	});
+}
+
+// Runs in a thread of librados. After the token is told nothing is left of it.
+void cm_object_turns::answered(rados_completion_t c, void *arg) {
+	auto t = static_cast<cm_object_turns *>(arg);
+	t->ret = rados_aio_get_return_value(c);
+	if (t->ret >= 0) {
+		t->ret = 0;
+		t->done++;
+		if (t->done < t->list.size() && !t->stopped) {
+			t->ret = t->next();
+			if (t->ret == 0)
+				return;
+		}
+	}
+	cmObjectOpDone(t->token);
+}
+
+cm_object_turns *cm_object_turns_new(rados_ioctx_t io, const uint64_t *snaps, size_t snap_count, uintptr_t token) {
+	cm_object_turns *out = nullptr;
+	guarded([&] {
+		auto t = std::make_unique<cm_object_turns>();
+		librados::IoCtx::from_rados_ioctx_t(io, t->io);
+		t->context.assign(snaps, snaps + snap_count);
+		t->token = token;
+		out = t.release();
+		return 0;
+	});
+	return out;
+}
+
+int cm_object_turns_add(cm_object_turns *t, const char *name, size_t name_len, const uint64_t *steps, size_t n,
+	const cm_object_op *data) {
+	return guarded([&] {
+		auto &turn = t->list.emplace_back();
+		turn.name.assign(name, name_len);
+		return build(turn.todo, steps, n, data);
+	});
+}
+
+int cm_object_turns_start(cm_object_turns *t) { return t->list.empty() ? -EINVAL : t->next(); }
+
+void cm_object_turns_stop(cm_object_turns *t) { t->stopped = true; }
+
+int cm_object_turns_result(const cm_object_turns *t, size_t *done) {
+	*done = t->done;
+	return t->ret;
+}
+
+void cm_object_turns_free(cm_object_turns *t) { delete t; }

@@ -224,3 +224,52 @@ func WriteObject(ctx context.Context, ioctx *rados.IOContext, oid string, snaps 
 	}
 	return nil
 }
+
+// ObjectWrite is one write of several: steps, and what they write from.
+type ObjectWrite struct {
+	Object string
+	Steps  ObjectSteps
+	Data   *ObjectData // nil: none
+}
+
+// WriteInTurn carries out writes under one snapshot context, as WriteObject does,
+// one after the other: each is sent when the one before is durable. It returns how
+// many succeeded, and why there are not more. The end of ctx lets the one that is
+// under way end, however long that takes, and is no error by itself.
+func WriteInTurn(ctx context.Context, ioctx *rados.IOContext, snaps []uint64, list []ObjectWrite) (int, error) {
+	done := make(chan struct{})
+	h := cgo.NewHandle(done)
+	defer h.Delete()
+	t := C.cm_object_turns_new(C.rados_ioctx_t(ioctx.Pointer()), (*C.uint64_t)(unsafe.Pointer(unsafe.SliceData(snaps))),
+		C.size_t(len(snaps)), C.uintptr_t(h))
+	if t == nil {
+		return 0, syscall.ENOMEM
+	}
+	defer C.cm_object_turns_free(t)
+	for _, w := range list {
+		var from *C.cm_object_op
+		if w.Data != nil {
+			from = w.Data.op
+		}
+		err := asError(int(C.cm_object_turns_add(t, stringPtr(w.Object), C.size_t(len(w.Object)),
+			(*C.uint64_t)(unsafe.Pointer(unsafe.SliceData(w.Steps.words))), C.size_t(w.Steps.Len()), from)))
+		if err != nil {
+			return 0, fmt.Errorf("writing object %s: %w", w.Object, err)
+		}
+		runtime.KeepAlive(w.Data)
+	}
+	if err := asError(int(C.cm_object_turns_start(t))); err != nil {
+		return 0, fmt.Errorf("writing object %s: %w", list[0].Object, err)
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		C.cm_object_turns_stop(t)
+		<-done
+	}
+	var n C.size_t
+	if err := asError(int(C.cm_object_turns_result(t, &n))); err != nil {
+		return int(n), fmt.Errorf("writing object %s: %w", list[n].Object, err)
+	}
+	return int(n), nil
+}

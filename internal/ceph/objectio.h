@@ -63,6 +63,29 @@ void cm_object_cancel(cm_object_op *op);
 
 void cm_object_free(cm_object_op *op);
 
+// Writes that are carried out one after the other: each is sent by the thread of
+// librados that takes the answer to the one before, without a detour.
+typedef struct cm_object_turns cm_object_turns;
+
+// cm_object_turns_new returns NULL when there is no memory.
+cm_object_turns *cm_object_turns_new(rados_ioctx_t io, const uint64_t *snaps, size_t snap_count, uintptr_t token);
+
+// cm_object_turns_add adds a write, as cm_object_write does it.
+int cm_object_turns_add(cm_object_turns *t, const char *name, size_t name_len, const uint64_t *steps, size_t n,
+	const cm_object_op *data);
+
+// cm_object_turns_start sends the first. If it returns 0, cmObjectOpDone is told
+// once, after the last or the first that fails.
+int cm_object_turns_start(cm_object_turns *t);
+
+// cm_object_turns_stop makes the one that is under way the last.
+void cm_object_turns_stop(cm_object_turns *t);
+
+// cm_object_turns_result is what the last one returned, and how many succeeded.
+int cm_object_turns_result(const cm_object_turns *t, size_t *done);
+
+void cm_object_turns_free(cm_object_turns *t);
+
 // cmObjectOpDone is ours, in Go.
 void cmObjectOpDone(uintptr_t token);
 

@@ -627,23 +627,20 @@ func (s *session) start(ctx context.Context) {
 	if checkpoint {
 		s.lastCheckpoint = began
 	}
-	works := s.more(w)
+	more := s.more(w)
 	s.calls.Go(func() {
 		if op {
 			// Another daemon that goes on for us must not carry out more than
 			// this one operation again.
 			s.tellSource(ctx, before)
 		}
-		var err error
-		sums := make([]done, 0, len(works))
-		for _, w := range works {
-			if err = s.applier.Do(ctx, w); err != nil {
-				break
-			}
-			now := time.Now()
-			sums = append(sums, done{w.Summary(), now.Sub(began)})
-			began = now
+		n, err := s.carryOut(ctx, w, more)
+		took := time.Since(began) / time.Duration(max(n, 1))
+		sums := []plan.Summary{w.Summary()}
+		for _, b := range more {
+			sums = append(sums, b.Summary())
 		}
+		sums = sums[:n]
 		if err == nil && checkpoint {
 			err = s.applier.Checkpoint(ctx)
 		}
@@ -651,31 +648,39 @@ func (s *session) start(ctx context.Context) {
 		if op && err == nil {
 			s.tellSource(ctx, progress.Committable())
 		}
-		s.post(func() { s.done(sums, progress, err) })
+		s.post(func() { s.done(sums, took, progress, err) })
 	})
 }
 
-// done is a step that has ended.
-type done struct {
-	plan.Summary
-	took time.Duration
+// carryOut carries out a step and what can follow at once. It returns how much is
+// done.
+func (s *session) carryOut(ctx context.Context, w plan.Work, more []*plan.Batch) (int, error) {
+	if b, ok := w.(*plan.Batch); ok && len(more) > 0 {
+		return s.applier.DoBatches(ctx, append([]*plan.Batch{b}, more...))
+	}
+	if err := s.applier.Do(ctx, w); err != nil {
+		return 0, err
+	}
+	return 1, nil
 }
 
 // chain is how many small steps are given out at once.
 const chain = 64
 
-// more returns a step with those that can follow without being looked at: in strict
+// more returns the batches that can follow a step without being looked at: in strict
 // mode they are very small.
-func (s *session) more(w plan.Work) []plan.Work {
-	works := []plan.Work{w}
-	for s.tune.strict && len(works) < chain {
-		if _, ok := w.(*plan.Batch); !ok || !s.planner.BatchNext() {
+func (s *session) more(w plan.Work) (batches []*plan.Batch) {
+	if _, ok := w.(*plan.Batch); !ok || !s.tune.strict {
+		return nil
+	}
+	for len(batches) < chain-1 {
+		b, ok := s.planner.NextBatch(s.target.Image(), s.limits())
+		if !ok {
 			break
 		}
-		w, _ = s.planner.Next(s.target.Image(), s.limits())
-		works = append(works, w)
+		batches = append(batches, b)
 	}
-	return works
+	return batches
 }
 
 // limits are those of the next batch.
@@ -697,8 +702,8 @@ func (s *session) tellSource(ctx context.Context, ps format.Positions) {
 	}
 }
 
-// done takes in that steps have ended.
-func (s *session) done(sums []done, progress plan.Progress, err error) {
+// done takes in that steps have ended, each after some time.
+func (s *session) done(sums []plan.Summary, took time.Duration, progress plan.Progress, err error) {
 	s.changed = s.changed || s.ops
 	s.work, s.ops = nil, false
 	now := time.Now()
@@ -706,7 +711,7 @@ func (s *session) done(sums []done, progress plan.Progress, err error) {
 	for _, sum := range sums {
 		s.count.Entries += uint64(sum.Entries)
 		s.count.Bytes += uint64(sum.Bytes)
-		s.count.LatencySum += sum.took * time.Duration(sum.Entries)
+		s.count.LatencySum += took * time.Duration(sum.Entries)
 		s.count.LatencyCount += uint64(sum.Entries)
 		s.count.entries.Add(now, float64(sum.Entries))
 		s.count.payload.Add(now, float64(sum.Bytes))

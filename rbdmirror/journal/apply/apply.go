@@ -24,6 +24,9 @@ type Copy interface {
 	// Write carries out writes of objects, in any order, and returns when all
 	// are durable.
 	Write(ctx context.Context, objects []*merge.Object) error
+	// WriteInTurn is Write for several lists, each when the one before is durable.
+	// It returns how many are, and why the others are not.
+	WriteInTurn(ctx context.Context, lists [][]*merge.Object) (int, error)
 	// Matches says whether the image has a content somewhere.
 	Matches(ctx context.Context, offset uint64, content []byte) (bool, error)
 	// Operate carries out an operation. The record becomes durable together with
@@ -76,6 +79,20 @@ func (a *Applier) save(ctx context.Context) error {
 	}
 	a.dirty = false
 	return nil
+}
+
+// DoBatches carries out batches, one after the other, and returns how many. After
+// an error it is as with Do.
+func (a *Applier) DoBatches(ctx context.Context, batches []*plan.Batch) (int, error) {
+	lists := make([][]*merge.Object, len(batches))
+	for i, b := range batches {
+		lists[i] = b.Objects
+	}
+	n, err := a.copy.WriteInTurn(ctx, lists)
+	if n > 0 {
+		a.rec.Progress, a.rec.Compared, a.dirty = batches[n-1].After(), false, true
+	}
+	return n, err
 }
 
 // Do carries out a step. After an error only a new applier may go on, from what is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -272,7 +273,7 @@ func replay(t *rapid.T, h *history, m *model, limits plan.Limits, check func(n i
 			}
 			continue
 		}
-		if err := a.Do(ctx, w); err != nil {
+		if err := doMore(ctx, t, p, a, w, m.Image(), limits); err != nil {
 			return err
 		}
 		if done, ok := a.Progress().Done.First(); ok && check != nil {
@@ -284,6 +285,30 @@ func replay(t *rapid.T, h *history, m *model, limits plan.Limits, check func(n i
 			}
 		}
 	}
+}
+
+// doMore carries out a step, and sometimes what follows in the same go.
+func doMore(ctx context.Context, t *rapid.T, p *plan.Planner, a *Applier, w plan.Work, img plan.Image, lim plan.Limits) error {
+	batch, ok := w.(*plan.Batch)
+	if !ok {
+		return a.Do(ctx, w)
+	}
+	batches := []*plan.Batch{batch}
+	for range rapid.IntRange(0, 3).Draw(t, "follow") {
+		b, ok := p.NextBatch(img, lim)
+		if !ok {
+			break
+		}
+		batches = append(batches, b)
+	}
+	if len(batches) == 1 {
+		return a.Do(ctx, w)
+	}
+	n, err := a.DoBatches(ctx, batches)
+	if n > 0 && !reflect.DeepEqual(a.Progress(), batches[n-1].After()) {
+		t.Fatalf("%d of %d batches were carried out, the progress is %+v", n, len(batches), a.Progress())
+	}
+	return err
 }
 
 func TestCrashesAnywhere(t *testing.T) {

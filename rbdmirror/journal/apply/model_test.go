@@ -73,6 +73,15 @@ func (m *model) Write(_ context.Context, objects []*merge.Object) error {
 	return nil
 }
 
+func (m *model) WriteInTurn(ctx context.Context, lists [][]*merge.Object) (int, error) {
+	for i, objects := range lists {
+		if err := m.Write(ctx, objects); err != nil {
+			return i, err
+		}
+	}
+	return len(lists), nil
+}
+
 func (m *model) writeObject(o *merge.Object) {
 	b := []byte(m.objects[o.Number])
 	switch {

@@ -250,16 +250,17 @@ func (p *Planner) Next(img Image, lim Limits) (Work, bool) {
 	return p.batch(img, lim), true
 }
 
-// BatchNext says that the next step is a batch, of the same epoch as the last one.
-func (p *Planner) BatchNext() bool {
+// NextBatch returns the next step if it is surely a batch, of the same epoch as the
+// last one.
+func (p *Planner) NextBatch(img Image, lim Limits) (*Batch, bool) {
 	if len(p.queue) == 0 || p.queue[0].Tag != p.epoch || !p.entered {
-		return false
+		return nil, false
 	}
 	switch p.queue[0].Event.(type) {
 	case format.Write, format.WriteSame, format.Discard, format.Flush:
-		return true
+		return p.batch(img, lim), true
 	}
-	return false
+	return nil, false
 }
 
 // atBeginning says that an operation is to be carried out where it begins.

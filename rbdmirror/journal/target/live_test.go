@@ -5,10 +5,12 @@ package target
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,8 +159,9 @@ func TestRebuild(t *testing.T) {
 	}
 }
 
-// rebuilt makes the object maps of an image useless, and has them rebuilt.
-func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
+// opened opens an image as a holder of its lock does, until release is called.
+func opened(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, lease interface{ Valid() bool }) (tg *Target, release func()) {
+	t.Helper()
 	io := s.IO(rbdsite.Pool, "")
 	const cookie = "auto 1"
 	// As a holder of the lock has to, it watches the header.
@@ -170,10 +173,128 @@ func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
 	if err := lock.Acquire(cookie); err != nil {
 		t.Fatal(err)
 	}
-	tg, err := Open(Config{Log: zerolog.Nop(), Conn: s.Conn, IO: io, Image: m.ID(), Cookie: cookie, Concurrency: 8})
+	tg, err = Open(Config{Log: zerolog.Nop(), Lease: lease, Conn: s.Conn, IO: io, Image: m.ID(), Cookie: cookie, Concurrency: 8})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return tg, func() {
+		t.Helper()
+		tg.Close()
+		if err := lock.Release(cookie); err != nil {
+			t.Fatal(err)
+		}
+		if err := watch.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fewTimes is a lease that is asked for some times only before it lapses.
+type fewTimes struct{ left atomic.Int64 }
+
+func (l *fewTimes) Valid() bool { return l.left.Add(-1) >= 0 }
+
+// TestInTurn carries out lists of writes one after the other, and has the lease
+// lapse meanwhile: what is there then are the first ones, as many as it says.
+func TestInTurn(t *testing.T) {
+	s, pool := site(t)
+	const size = 8 * mib
+	for name, o := range map[string]rbdimage.Options{
+		"mapped": {Size: size, Order: 19, Features: rbdimage.Everything},
+		"plain":  {Size: size, Order: 19, Features: rbdimage.Plain},
+		"clone":  {Order: 19, Features: rbdimage.Everything, CloneVersion: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := source(t)
+			var m rbdimage.Maker
+			if name == "clone" {
+				p := rbdimage.Create(t, pool, "parent in turn", rbdimage.Options{Size: size, Order: 19, Features: rbdimage.Plain})
+				p.Fill(1, 0, 5*mib)
+				p.Snap("base")
+				p.Protect("base")
+				m = p.Clone("base", pool, name+" in turn", o)
+			} else {
+				m = rbdimage.Create(t, pool, name+" in turn", o)
+			}
+			m.Fill(2, mib, 4*mib)
+			m.Snap("s")
+			m.Fill(3, mib, mib)
+			read := func() []byte {
+				b := make([]byte, size)
+				m.Look(func(img *rbd.Image) error {
+					_, err := img.ReadAt(b, 0)
+					return err
+				})
+				return b
+			}
+			want := read()
+			lists := func(tg *Target, n int) (out [][]*merge.Object, states func(k int)) {
+				var events []format.Event
+				for range n {
+					at := r.Uint64N(size - 9000)
+					var e format.Event = format.Write{Offset: at, Length: 4096, Data: rbdimage.Data(r.Uint64(), 4096)}
+					switch r.IntN(40) {
+					case 0:
+						e = format.Discard{Offset: at, Length: 9000}
+					case 1:
+						e = format.Flush{}
+					}
+					b := merge.NewBuilder(tg.layout, size)
+					if _, ok := e.(format.Flush); !ok {
+						b.Add(e)
+					}
+					events, out = append(events, e), append(out, b.Objects())
+				}
+				return out, func(k int) {
+					for _, e := range events[:k] {
+						switch e := e.(type) {
+						case format.Write:
+							copy(want[e.Offset:], e.Data)
+						case format.Discard:
+							clear(want[e.Offset : e.Offset+e.Length])
+						}
+					}
+				}
+			}
+			lease := &fewTimes{}
+			tg, release := opened(t, s, m, lease)
+			lease.left.Store(1 << 40)
+			all, done := lists(tg, 300)
+			if n, err := tg.WriteInTurn(t.Context(), all); n != len(all) || err != nil {
+				t.Fatalf("%d of %d: %v", n, len(all), err)
+			}
+			done(len(all))
+			if name == "clone" {
+				// What the object map has is not there: the parent shows.
+				if err := s.IO(rbdsite.Pool, "").Delete(store.DataObject(tg.img.Prefix, 3)); err != nil {
+					t.Fatal(err)
+				}
+				want = read()
+			}
+			// By now most objects need nothing but the write.
+			all, done = lists(tg, 4000)
+			lease.left.Store(60)
+			n, err := tg.WriteInTurn(t.Context(), all)
+			if n == 0 || n == len(all) || !errors.Is(err, ErrLease) {
+				t.Errorf("the lease lapsed: %d of %d were carried out, %v", n, len(all), err)
+			}
+			done(n)
+			release()
+			t.Logf("%d were carried out until the lease lapsed", n)
+			if got := read(); !bytes.Equal(got, want) {
+				t.Error("the image differs from what was carried out")
+			}
+			lacking, extra, err := rbdimage.AuditMap(rbdimage.View{Pool: pool, Image: m.Name(), Snap: rbdimage.Head})
+			if err != nil || len(lacking)+len(extra) > 0 && o.Features == rbdimage.Everything {
+				t.Errorf("object map: %v, %v, %v", lacking, extra, err)
+			}
+		})
+	}
+}
+
+// rebuilt makes the object maps of an image useless, and has them rebuilt.
+func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
+	tg, release := opened(t, s, m, nil)
 	ids := []uint64{cls.NoSnap}
 	sizes := []uint64{tg.img.Size}
 	for i, snap := range tg.img.Snapshots {
@@ -197,6 +318,7 @@ func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
 		if !tg.Damaged() {
 			t.Fatal("it is not damaged")
 		}
+		var err error
 		if more, err = tg.Rebuild(t.Context(), 7); err != nil {
 			t.Fatal(err)
 		}
@@ -218,13 +340,7 @@ func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
 	if tg.Damaged() {
 		t.Error("it is damaged")
 	}
-	tg.Close()
-	if err := lock.Release(cookie); err != nil {
-		t.Fatal(err)
-	}
-	if err := watch.Close(); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	// Of the others librbd itself may have made what its check finds wrong.
 	specs := []string{m.Spec()}
 	for _, snap := range m.Snaps() {
@@ -237,7 +353,7 @@ func rebuilt(t *testing.T, s *rbdsite.Site, m rbdimage.Maker, r *rand.Rand) {
 			t.Errorf("the map of %s: %v, %s", spec, err, out)
 		}
 	}
-	img, err := store.NewHeader(io, m.ID()).Load()
+	img, err := store.NewHeader(s.IO(rbdsite.Pool, ""), m.ID()).Load()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -36,6 +38,106 @@ func (t *Target) Write(ctx context.Context, objects []*merge.Object) error {
 		return err
 	}
 	return t.lower(objects)
+}
+
+// WriteInTurn carries out lists of writes one after the other: each when the one
+// before is durable. It returns how many are, and why the others are not.
+func (t *Target) WriteInTurn(ctx context.Context, lists [][]*merge.Object) (int, error) {
+	done := 0
+	for done < len(lists) {
+		n, err := t.plainInTurn(ctx, lists[done:])
+		done += n
+		if err != nil || done == len(lists) {
+			return done, err
+		}
+		if err := t.Write(ctx, lists[done]); err != nil {
+			return done, err
+		}
+		done++
+	}
+	return done, nil
+}
+
+// plainInTurn carries out the first lists, as far as they are plain writes.
+func (t *Target) plainInTurn(ctx context.Context, lists [][]*merge.Object) (int, error) {
+	if err := t.ready(ctx); err != nil {
+		return 0, err
+	}
+	var writes []ceph.ObjectWrite
+	defer func() {
+		for _, w := range writes {
+			w.Data.Release()
+		}
+	}()
+	ends := []int{0} // how many lists are done after so many writes
+	for i, objects := range lists {
+		if len(objects) > 0 {
+			if len(objects) > 1 || !t.plain(objects[0]) {
+				break
+			}
+			o := objects[0]
+			w := ceph.ObjectWrite{Object: store.DataObject(t.img.Prefix, o.Number)}
+			if t.covered(o.Number) > 0 {
+				w.Steps.AssertExists()
+			}
+			var err error
+			if w.Data, err = fill(&w.Steps, o); err != nil {
+				return 0, err
+			}
+			writes, ends = append(writes, w), append(ends, 0)
+			t.anew.wrote(o.Number)
+		}
+		ends[len(writes)] = i + 1
+	}
+	if len(writes) == 0 {
+		return ends[0], nil
+	}
+	n, err := t.sendInTurn(ctx, writes)
+	switch {
+	case ceph.Is(err, syscall.ENOENT):
+		err = nil // the parent shows: not as plain as it looked
+	case err == nil && n < len(writes):
+		err = t.ready(ctx)
+	}
+	return ends[n], err
+}
+
+// plain says that an object is there, as far as the object map says that, and that
+// nothing becomes of it but that it is written to.
+func (t *Target) plain(o *merge.Object) bool {
+	known := t.covered(o.Number) == 0
+	if t.head != nil {
+		known = o.Number < t.head.Len() && t.head.Get(o.Number) == objectmap.Exists
+	}
+	return known && !o.Drop && !o.Cut && o.Bytes() > 0
+}
+
+// readyEvery is how often it is looked whether writes may go on, while they are
+// sent one after the other.
+const readyEvery = 50 * time.Millisecond
+
+// sendInTurn sends writes one after the other, as long as that is allowed.
+func (t *Target) sendInTurn(ctx context.Context, writes []ceph.ObjectWrite) (int, error) {
+	allowed, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		tick := time.NewTicker(readyEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-allowed.Done():
+				return
+			case <-tick.C:
+				if t.ready(ctx) != nil {
+					stop()
+				}
+			}
+		}
+	})
+	n, err := ceph.WriteInTurn(allowed, t.data, t.snaps, writes)
+	stop()
+	watcher.Wait()
+	return n, certain(ctx, err)
 }
 
 // eachObject does something for a number of objects, side by side.
@@ -281,7 +383,11 @@ func fill(s *ceph.ObjectSteps, o *merge.Object) (*ceph.ObjectData, error) {
 // send changes an object. Of a change that was not answered nobody knows whether
 // it will be carried out.
 func (t *Target) send(ctx context.Context, object uint64, snaps []uint64, s *ceph.ObjectSteps, data *ceph.ObjectData) error {
-	err := ceph.WriteObject(ctx, t.data, store.DataObject(t.img.Prefix, object), snaps, s, data)
+	return certain(ctx, ceph.WriteObject(ctx, t.data, store.DataObject(t.img.Prefix, object), snaps, s, data))
+}
+
+// certain marks the error of a change that was not answered.
+func certain(ctx context.Context, err error) error {
 	if ceph.Is(err, syscall.ETIMEDOUT, syscall.ECANCELED) || err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
