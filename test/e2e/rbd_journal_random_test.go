@@ -617,7 +617,7 @@ func TestRBDJournalFirstCopy(t *testing.T) {
 }
 
 // TestRBDJournalFlattenedFirst flattens clones when their copies were made, but
-// nothing was copied yet.
+// nothing was copied yet. Their older snapshots, if any, still show the parent.
 func TestRBDJournalFlattenedFirst(t *testing.T) {
 	needLong(t)
 	e := need(t)
@@ -629,15 +629,22 @@ func TestRBDJournalFlattenedFirst(t *testing.T) {
 	parent.Protect("base")
 	p.follow(t, parent)
 	p.sameJournal(t, parent)
-	for _, version := range []uint64{1, 2} {
+	for _, c := range []struct {
+		version uint64
+		older   bool
+	}{{1, false}, {2, false}, {1, true}, {2, true}} {
 		caught := false
 		for try := 0; try < 10 && !caught; try++ {
 			// Only one is copied at a time.
-			first := p.withJournal(t, fmt.Sprintf("first %d %d", version, try), rbdimage.Options{Size: 24 * mib})
+			first := p.withJournal(t, fmt.Sprintf("first %d %v %d", c.version, c.older, try), rbdimage.Options{Size: 24 * mib})
 			first.Fill(2, 0, 24*mib)
-			m := parent.Clone("base", p.a, fmt.Sprintf("clone %d %d", version, try),
-				rbdimage.Options{CloneVersion: version, Features: rbdimage.Journaling})
+			m := parent.Clone("base", p.a, fmt.Sprintf("clone %d %v %d", c.version, c.older, try),
+				rbdimage.Options{CloneVersion: c.version, Features: rbdimage.Journaling})
 			m.Fill(3, mib, mib)
+			if c.older {
+				m.Snap("older")
+				m.Fill(4, 3*mib, mib)
+			}
 			p.follow(t, first)
 			p.follow(t, m)
 			within(t, 30*time.Second, "the copy of "+m.Name(), func() error {
@@ -658,7 +665,7 @@ func TestRBDJournalFlattenedFirst(t *testing.T) {
 			p.sameJournal(t, m)
 		}
 		if !caught {
-			t.Error("all were being copied when they were flattened")
+			t.Errorf("%+v: all were being copied when they were flattened", c)
 		}
 	}
 }
