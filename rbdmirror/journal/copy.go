@@ -196,8 +196,11 @@ func (c *copying) begin(ctx context.Context) (remote *store.Image, point *cls.Sn
 }
 
 // wanted says that a snapshot of the remote image is to be copied.
-func wanted(s, point *cls.Snapshot) bool {
-	return s.Namespace.Type == cls.NamespaceUser && s.ID <= point.ID && (s.ID == point.ID || !strings.HasPrefix(s.Name, ".rbd-mirror."))
+func wanted(s, point *cls.Snapshot) bool { return s.ID == point.ID || s.ID < point.ID && keepable(s) }
+
+// keepable says that a snapshot of the remote image is its user's.
+func keepable(s *cls.Snapshot) bool {
+	return s.Namespace.Type == cls.NamespaceUser && !strings.HasPrefix(s.Name, ".rbd-mirror.")
 }
 
 // align makes up for what the remote image has become since the local one was made.
@@ -394,14 +397,7 @@ func (c *copying) snapshots(ctx context.Context, remote *store.Image, point *cls
 		if id, ok := seqs[s.ID]; ok && c.t.Header().Snapshot(id) != nil {
 			l.local = id
 		} else {
-			if s.ParentOverlap == nil {
-				// It may have been flattened since the local image was made: where
-				// it has nothing then, the parent must not show.
-				if err := c.t.Detach(ctx); err != nil {
-					return nil, fmt.Errorf("detaching the local image from its parent: %w", err)
-				}
-			}
-			if err := c.resize(s.Size); err != nil {
+			if err := c.shape(ctx, remote, s); err != nil {
 				return nil, err
 			}
 			id, err := store.AddSnapshot(c.h, c.t.Data(), s.Name, cls.User)
@@ -419,10 +415,29 @@ func (c *copying) snapshots(ctx context.Context, remote *store.Image, point *cls
 		c.peer.SnapSeqs[s.ID] = l.local
 		chain = append(chain, l)
 	}
-	if err := c.resize(point.Size); err != nil {
+	if err := c.shape(ctx, remote, *point); err != nil {
 		return nil, err
 	}
 	return chain, nil
+}
+
+// shape gives the local head the size, and the part of the parent, that a remote
+// snapshot has. The head of the remote image may have shown another part of it when
+// the local image was made, and where there is nothing else, that is the content.
+func (c *copying) shape(ctx context.Context, remote *store.Image, s cls.Snapshot) error {
+	if s.ParentOverlap == nil {
+		if err := c.t.Detach(ctx); err != nil {
+			return fmt.Errorf("detaching the local image from its parent: %w", err)
+		}
+		return c.resize(s.Size)
+	}
+	if err := c.resize(s.Size); err != nil {
+		return err
+	}
+	if err := c.r.pair.ShowParent(ctx, remote, c.h, c.t.Header(), s); err != nil {
+		return fmt.Errorf("showing the local image's parent: %w", err)
+	}
+	return c.t.Reload()
 }
 
 // resize gives the local head a size, and its object map.

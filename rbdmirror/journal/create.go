@@ -3,10 +3,12 @@ package journal
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"cephmirror/rbdmirror/cls"
 	"cephmirror/rbdmirror/journal/format"
 	"cephmirror/rbdmirror/replica"
+	"cephmirror/rbdmirror/store"
 )
 
 // create makes the local image, empty, and registers it with the remote journal,
@@ -14,7 +16,8 @@ import (
 // so, and what a crash leaves is removed again.
 func (r *Replayer) create(ctx context.Context, v *view) error {
 	remote := v.remote.head
-	c, err := r.pair.NewImage(ctx, r.cfg.GlobalID, v.remote.name, cls.ImageModeJournal, remote, remote.ParentOverlap != nil)
+	size, overlap := first(remote)
+	c, err := r.pair.NewImage(ctx, r.cfg.GlobalID, v.remote.name, cls.ImageModeJournal, remote, overlap != nil)
 	if err != nil {
 		return err
 	}
@@ -38,11 +41,10 @@ func (r *Replayer) create(ctx context.Context, v *view) error {
 	if features&cls.FeatureObjectMap != 0 {
 		features |= cls.FeatureFastDiff
 	}
-	var overlap uint64
-	if remote.ParentOverlap != nil {
-		overlap = *remote.ParentOverlap
+	if overlap == nil {
+		overlap = new(uint64)
 	}
-	if err := c.Make(remote.Size, features, overlap); err != nil {
+	if err := c.Make(size, features, *overlap); err != nil {
 		return err
 	}
 	if err := journalOf(r.pair.Local, id).Create(r.journalOrder(), r.journalSplay(), r.journalPool(), r.cfg.Remote.MirrorUUID); err != nil {
@@ -92,4 +94,22 @@ func (r *Replayer) option(name string, fallback, low, high int64) int64 {
 		return fallback
 	}
 	return n
+}
+
+// first is the size of an image when the oldest of its states was made that are to be
+// copied, and how much of the parent the first one shows that shows any; nil: none
+// does. Later ones show no more.
+func first(img *store.Image) (size uint64, overlap *uint64) {
+	size = img.Size
+	overlap = img.ParentOverlap
+	for _, s := range slices.Backward(img.Snapshots) {
+		if !keepable(&s) {
+			continue
+		}
+		size = s.Size
+		if s.ParentOverlap != nil {
+			overlap = s.ParentOverlap
+		}
+	}
+	return size, overlap
 }

@@ -299,54 +299,21 @@ func (e *editor) fillMaps(built []*objectmap.Map, object uint64, set ceph.SnapSe
 
 // setParent gives the head as much of its parent as a remote snapshot has.
 func (e *editor) setParent(ctx context.Context, v *view, s cls.Snapshot) error {
-	want, have := s.ParentOverlap, e.head.ParentOverlap
-	switch {
-	case want == nil && have == nil:
-		return nil
-	case want == nil:
-		if e.head.Has(cls.FeatureDeepFlatten) {
-			if e.want.Features&cls.FeatureDeepFlatten != 0 {
-				return e.flatten(ctx, v)
-			}
-			if err := e.h.SetFeatures(0, cls.FeatureDeepFlatten); err != nil {
-				return err
-			}
-		}
-		return e.detachParent()
-	case have != nil && *have == *want:
-		return nil
-	case have != nil && *have > *want:
-		// The remote image was smaller for a while.
-		if err := e.h.SetSize(*want); err != nil {
-			return err
-		}
-		if err := e.h.SetSize(s.Size); err != nil {
-			return err
-		}
-		overlap := *want
-		e.head.ParentOverlap = &overlap
-		return nil
-	case *want == 0:
+	if s.ParentOverlap != nil {
+		return e.r.pair.ShowParent(ctx, v.remote.head, e.h, e.head, s)
+	}
+	if e.head.ParentOverlap == nil {
 		return nil
 	}
-	spec := e.head.Parent
-	if !spec.Exists() {
-		p, err := e.r.pair.FindParent(ctx, v.remote.head)
-		if err != nil {
+	if e.head.Has(cls.FeatureDeepFlatten) {
+		if e.want.Features&cls.FeatureDeepFlatten != 0 {
+			return e.flatten(ctx, v)
+		}
+		if err := e.h.SetFeatures(0, cls.FeatureDeepFlatten); err != nil {
 			return err
 		}
-		if err := e.r.pair.AttachChild(p, e.h, e.head.ID); err != nil {
-			return err
-		}
-		spec = p.Spec
 	}
-	if err := e.change(cls.ParentAttach(spec, *want, spec == e.head.Parent)); err != nil {
-		return fmt.Errorf("attaching the parent: %w", err)
-	}
-	e.head.Parent = spec
-	overlap := *want
-	e.head.ParentOverlap = &overlap
-	return nil
+	return e.detachParent()
 }
 
 // flatten does what deep flattening did to the remote image: no snapshot shows

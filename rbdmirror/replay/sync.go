@@ -134,11 +134,6 @@ func (e *editor) ready(ctx context.Context) error {
 
 func (e *editor) notify() error { return e.h.Notify() }
 
-// change makes one change that the header has no method for.
-func (e *editor) change(c cls.Call) error {
-	return store.Write(e.r.pair.Local.IO, e.h.Object(), cls.LockAssert("rbd_lock", cls.LockExclusive, e.h.Cookie, "internal"), c)
-}
-
 func (e *editor) hasMap() bool { return e.head.Has(cls.FeatureObjectMap) }
 
 func (e *editor) objectMap(snap uint64) *store.ObjectMap {

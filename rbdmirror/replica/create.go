@@ -92,7 +92,7 @@ func (c *Creation) Make(size, features, overlap uint64) error {
 	if overlap == 0 {
 		return nil
 	}
-	return c.Header.AttachParent(c.parent.Spec, overlap)
+	return c.Header.AttachParent(c.parent.Spec, overlap, false)
 }
 
 // Finish makes the image one that is mirrored.

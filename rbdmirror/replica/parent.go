@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
@@ -288,6 +289,50 @@ func (p *Pair) AttachChild(up Parent, h *store.Header, image string) error {
 		return err
 	}
 	return ph.Notify()
+}
+
+// ShowParent gives a local head as much of its parent as a snapshot of the remote
+// image has, which has the head's size. head is what h holds, and is kept so.
+func (p *Pair) ShowParent(ctx context.Context, remote *store.Image, h *store.Header, head *store.Image, s cls.Snapshot) error {
+	want, have := *s.ParentOverlap, head.ParentOverlap
+	switch {
+	case have != nil && *have == want, have == nil && want == 0:
+		return nil
+	case have != nil && *have > want:
+		// The remote image was smaller for a while.
+		if err := h.SetSize(want); err != nil {
+			return err
+		}
+		if err := h.SetSize(s.Size); err != nil {
+			return err
+		}
+		head.ParentOverlap = &want
+		return nil
+	}
+	if have != nil {
+		// More than now, because an earlier attempt broke off: only from the start.
+		if err := h.DetachParent(); err != nil {
+			return fmt.Errorf("detaching the parent: %w", err)
+		}
+		head.ParentOverlap = nil
+	}
+	spec := head.Parent
+	if !spec.Exists() {
+		up, err := p.FindParent(ctx, remote)
+		if err != nil {
+			return err
+		}
+		if err := p.AttachChild(up, h, head.ID); err != nil {
+			return err
+		}
+		spec = up.Spec
+	}
+	again := slices.ContainsFunc(head.Snapshots, func(s cls.Snapshot) bool { return s.ParentOverlap != nil })
+	if err := h.AttachParent(spec, want, again); err != nil {
+		return fmt.Errorf("attaching the parent: %w", err)
+	}
+	head.Parent, head.ParentOverlap = spec, &want
+	return nil
 }
 
 // Local is a local image to be changed.

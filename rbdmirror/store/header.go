@@ -405,10 +405,10 @@ func (h *Header) Metadata(key string) ([]byte, error) {
 	return []byte(s), err
 }
 
-// AttachParent makes the image a clone. It must be done before snapshots are
-// added.
-func (h *Header) AttachParent(p cls.ParentSpec, overlap uint64) error {
-	return h.write(cls.ParentAttach(p, overlap, false))
+// AttachParent makes the head a clone. again says that it was one of the same
+// parent, as its snapshots may still be.
+func (h *Header) AttachParent(p cls.ParentSpec, overlap uint64, again bool) error {
+	return h.write(cls.ParentAttach(p, overlap, again))
 }
 
 // DetachParent cuts the head from its parent.

@@ -764,7 +764,7 @@ func testClones(t *testing.T, s *rbdsite.Site) {
 	h := store.NewHeader(io, id)
 	must(t, h.Create(store.CreateOptions{Size: 8 * mib, Order: 22, Features: cls.FeatureLayering | cls.FeatureExclusiveLock,
 		Prefix: store.DataPrefix(id, io.GetPoolID(), -1), DataPool: -1}))
-	must(t, h.AttachParent(cls.ParentSpec{PoolID: io.GetPoolID(), ImageID: pid, SnapID: snap}, 8*mib))
+	must(t, h.AttachParent(cls.ParentSpec{PoolID: io.GetPoolID(), ImageID: pid, SnapID: snap}, 8*mib, false))
 	child := cls.ChildSpec{PoolID: io.GetPoolID(), ImageID: id}
 	must(t, parent.AttachChild(snap, child))
 	must(t, parent.AttachChild(snap, child))

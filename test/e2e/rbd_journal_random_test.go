@@ -616,9 +616,10 @@ func TestRBDJournalFirstCopy(t *testing.T) {
 	ws.whileKilled(t, d, images, seed, 8, 0, 2500*time.Millisecond)
 }
 
-// TestRBDJournalFlattenedFirst flattens clones when their copies were made, but
-// nothing was copied yet. Their older snapshots, if any, still show the parent.
-func TestRBDJournalFlattenedFirst(t *testing.T) {
+// TestRBDJournalChangedFirst changes clones when their copies were made, but nothing
+// was copied yet: what is to be seen of the parent becomes less, or nothing. Their
+// older snapshots, if any, still show it.
+func TestRBDJournalChangedFirst(t *testing.T) {
 	needLong(t)
 	e := need(t)
 	notStock(t, "the copy stays a clone, and shows the parent where the image has nothing")
@@ -629,19 +630,21 @@ func TestRBDJournalFlattenedFirst(t *testing.T) {
 	parent.Protect("base")
 	p.follow(t, parent)
 	p.sameJournal(t, parent)
-	for _, c := range []struct {
-		version uint64
-		older   bool
-	}{{1, false}, {2, false}, {1, true}, {2, true}} {
+	changes := map[string]func(rbdimage.Maker){
+		"flattened": func(m rbdimage.Maker) { m.Flatten(); m.Discard(4*mib, 2*mib) },
+		"shrunk":    func(m rbdimage.Maker) { m.Resize(2*mib + 1000); m.Resize(8 * mib) },
+	}
+	for i := range 8 {
+		version, older, what := uint64(1+i%2), i/2%2 == 1, []string{"flattened", "shrunk"}[i/4]
+		name := fmt.Sprintf("v%d %s %v", version, what, older)
 		caught := false
 		for try := 0; try < 10 && !caught; try++ {
 			// Only one is copied at a time.
-			first := p.withJournal(t, fmt.Sprintf("first %d %v %d", c.version, c.older, try), rbdimage.Options{Size: 24 * mib})
+			first := p.withJournal(t, fmt.Sprint("before ", name, try), rbdimage.Options{Size: 24 * mib})
 			first.Fill(2, 0, 24*mib)
-			m := parent.Clone("base", p.a, fmt.Sprintf("clone %d %v %d", c.version, c.older, try),
-				rbdimage.Options{CloneVersion: c.version, Features: rbdimage.Journaling})
+			m := parent.Clone("base", p.a, fmt.Sprint(name, try), rbdimage.Options{CloneVersion: version, Features: rbdimage.Journaling})
 			m.Fill(3, mib, mib)
-			if c.older {
+			if older {
 				m.Snap("older")
 				m.Fill(4, 3*mib, mib)
 			}
@@ -659,13 +662,69 @@ func TestRBDJournalFlattenedFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 			caught = len(list) == 0
-			m.Flatten()
-			m.Discard(4*mib, 2*mib)
+			changes[what](m)
 			d.start(t)
 			p.sameJournal(t, m)
 		}
 		if !caught {
-			t.Errorf("%+v: all were being copied when they were flattened", c)
+			t.Errorf("%s: all were being copied when they were changed", name)
+		}
+	}
+}
+
+// TestRBDJournalClones makes copies of clones whose snapshots show more of the parent
+// than they do now.
+func TestRBDJournalClones(t *testing.T) {
+	needLong(t)
+	e := need(t)
+	p, _ := e.journalPool(t, poolOptions{})
+	parent := p.withJournal(t, "parent", rbdimage.Options{Size: 8 * mib, Order: 20})
+	parent.Fill(1, 0, 8*mib)
+	parent.Snap("base")
+	parent.Protect("base")
+	p.follow(t, parent)
+	p.sameJournal(t, parent)
+	type M = rbdimage.Maker
+	for name, before := range map[string]func(M){
+		"shrunk": func(m M) { m.Resize(2*mib + 1000); m.Resize(8 * mib) },
+		"shrunk after a snapshot": func(m M) {
+			m.Snap("a")
+			m.Resize(2*mib + 1000)
+			m.Resize(8 * mib)
+		},
+		"shrunk between snapshots": func(m M) {
+			m.Snap("a")
+			m.Resize(5*mib + 1000)
+			m.Snap("b")
+			m.Resize(8 * mib)
+			m.Fill(4, 6*mib, 1000)
+			m.Snap("c")
+			m.Resize(2 * mib)
+			m.Resize(6 * mib)
+		},
+		"flattened after a snapshot": func(m M) { m.Snap("a"); m.Flatten(); m.Discard(4*mib, 2*mib) },
+		"shrunk and flattened": func(m M) {
+			m.Snap("a")
+			m.Resize(3*mib + 1000)
+			m.Snap("b")
+			m.Flatten()
+			m.Resize(8 * mib)
+			m.Snap("c")
+		},
+	} {
+		for _, version := range []uint64{1, 2} {
+			t.Run(fmt.Sprintf("v%d %s", version, name), func(t *testing.T) {
+				t.Parallel()
+				m := parent.For(t).Clone("base", p.a, fmt.Sprintf("%s %d", name, version),
+					rbdimage.Options{CloneVersion: version, Features: rbdimage.Journaling})
+				m.Fill(3, mib, mib)
+				before(m)
+				p.follow(t, m)
+				p.sameJournal(t, m)
+				m.Fill(5, 0, 100)
+				m.Resize(7 * mib)
+				p.sameJournal(t, m)
+			})
 		}
 	}
 }
