@@ -434,6 +434,11 @@ func (c *copying) shape(ctx context.Context, remote *store.Image, s cls.Snapshot
 	if err := c.resize(s.Size); err != nil {
 		return err
 	}
+	if remote.ParentOverlap == nil && !c.t.Header().Parent.Exists() {
+		// Flattened before it was first seen, or that far already: what its
+		// snapshots showed is in objects of its own. The parent need not be here.
+		return nil
+	}
 	if err := c.r.pair.ShowParent(ctx, remote, c.h, c.t.Header(), s); err != nil {
 		return fmt.Errorf("showing the local image's parent: %w", err)
 	}

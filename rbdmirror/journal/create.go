@@ -97,17 +97,16 @@ func (r *Replayer) option(name string, fallback, low, high int64) int64 {
 }
 
 // first is the size of an image when the oldest of its states was made that are to be
-// copied, and how much of the parent the first one shows that shows any; nil: none
-// does. Later ones show no more.
+// copied, and how much of the parent that one shows; nil: the image has no parent any
+// more. Later states show no more than earlier ones.
 func first(img *store.Image) (size uint64, overlap *uint64) {
-	size = img.Size
-	overlap = img.ParentOverlap
+	size, overlap = img.Size, img.ParentOverlap
 	for _, s := range slices.Backward(img.Snapshots) {
 		if !keepable(&s) {
 			continue
 		}
 		size = s.Size
-		if s.ParentOverlap != nil {
+		if overlap != nil && s.ParentOverlap != nil {
 			overlap = s.ParentOverlap
 		}
 	}

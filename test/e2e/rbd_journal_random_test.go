@@ -684,6 +684,11 @@ func TestRBDJournalClones(t *testing.T) {
 	parent.Protect("base")
 	p.follow(t, parent)
 	p.sameJournal(t, parent)
+	// What was flattened does not need it.
+	alone := p.withJournal(t, "not mirrored", rbdimage.Options{Size: 8 * mib, Order: 20})
+	alone.Fill(2, 0, 8*mib)
+	alone.Snap("base")
+	alone.Protect("base")
 	type M = rbdimage.Maker
 	for name, before := range map[string]func(M){
 		"shrunk": func(m M) { m.Resize(2*mib + 1000); m.Resize(8 * mib) },
@@ -715,7 +720,11 @@ func TestRBDJournalClones(t *testing.T) {
 		for _, version := range []uint64{1, 2} {
 			t.Run(fmt.Sprintf("v%d %s", version, name), func(t *testing.T) {
 				t.Parallel()
-				m := parent.For(t).Clone("base", p.a, fmt.Sprintf("%s %d", name, version),
+				of := parent
+				if strings.HasSuffix(name, "flattened") {
+					of = alone
+				}
+				m := of.For(t).Clone("base", p.a, fmt.Sprintf("%s %d", name, version),
 					rbdimage.Options{CloneVersion: version, Features: rbdimage.Journaling})
 				m.Fill(3, mib, mib)
 				before(m)
