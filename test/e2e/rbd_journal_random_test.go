@@ -616,6 +616,17 @@ func TestRBDJournalFirstCopy(t *testing.T) {
 	ws.whileKilled(t, d, images, seed, 8, 0, 2500*time.Millisecond)
 }
 
+// fullParent makes an image to make clones of, at its snapshot base: 8 MiB of data in
+// objects of 1 MiB.
+func (p *rbdPool) fullParent(t *testing.T, name string) rbdimage.Maker {
+	t.Helper()
+	m := p.withJournal(t, name, rbdimage.Options{Size: 8 * mib, Order: 20})
+	m.Fill(1, 0, 8*mib)
+	m.Snap("base")
+	m.Protect("base")
+	return m
+}
+
 // TestRBDJournalChangedFirst changes clones when their copies were made, but nothing
 // was copied yet: what is to be seen of the parent becomes less, or nothing. Their
 // older snapshots, if any, still show it.
@@ -624,10 +635,7 @@ func TestRBDJournalChangedFirst(t *testing.T) {
 	e := need(t)
 	notStock(t, "the copy stays a clone, and shows the parent where the image has nothing")
 	p, d := e.journalPool(t, poolOptions{}, "--rbd-mirror-concurrent-image-syncs=1", "--cephmirror-rbd-rate-limit=3MiB")
-	parent := p.withJournal(t, "parent", rbdimage.Options{Size: 8 * mib, Order: 20})
-	parent.Fill(1, 0, 8*mib)
-	parent.Snap("base")
-	parent.Protect("base")
+	parent := p.fullParent(t, "parent")
 	p.follow(t, parent)
 	p.sameJournal(t, parent)
 	changes := map[string]func(rbdimage.Maker){
@@ -678,17 +686,11 @@ func TestRBDJournalClones(t *testing.T) {
 	needLong(t)
 	e := need(t)
 	p, _ := e.journalPool(t, poolOptions{})
-	parent := p.withJournal(t, "parent", rbdimage.Options{Size: 8 * mib, Order: 20})
-	parent.Fill(1, 0, 8*mib)
-	parent.Snap("base")
-	parent.Protect("base")
+	parent := p.fullParent(t, "parent")
 	p.follow(t, parent)
 	p.sameJournal(t, parent)
 	// What was flattened does not need it.
-	alone := p.withJournal(t, "not mirrored", rbdimage.Options{Size: 8 * mib, Order: 20})
-	alone.Fill(2, 0, 8*mib)
-	alone.Snap("base")
-	alone.Protect("base")
+	alone := p.fullParent(t, "not mirrored")
 	type M = rbdimage.Maker
 	for name, before := range map[string]func(M){
 		"shrunk": func(m M) { m.Resize(2*mib + 1000); m.Resize(8 * mib) },
