@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"context"
 	"syscall"
 
 	"cephmirror/internal/ceph"
@@ -37,10 +38,14 @@ func (r *Replayer) getSpare(v *view) {
 }
 
 // addSnapshot adds a snapshot to the image, with the spare id if there is one.
-func (e *editor) addSnapshot(name string, ns cls.SnapshotNamespace) (uint64, error) {
+func (e *editor) addSnapshot(ctx context.Context, name string, ns cls.SnapshotNamespace) (uint64, error) {
 	if s := e.r.spare; s != nil {
+		select {
+		case <-s.done: // another one would not come earlier
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
 		e.r.spare = nil
-		<-s.done // another one would not come earlier
 		if s.id > e.head.SnapSeq && s.pool == e.head.DataPool {
 			err := e.h.AddSnapshot(s.id, name, ns)
 			if err == nil || !ceph.Is(err, syscall.ESTALE) {

@@ -217,7 +217,7 @@ func (e *editor) makeSnapshots(ctx context.Context, v *view, state cls.ImageStat
 		m.State, m.Peers = cls.MirrorNonPrimaryDemoted, sync.Peers
 	}
 	name := ".mirror.non_primary." + e.r.cfg.GlobalID + "." + uuid.NewString()
-	id, err := e.addSnapshot(name, cls.Mirror(m))
+	id, err := e.addSnapshot(ctx, name, cls.Mirror(m))
 	if err != nil {
 		return err
 	}

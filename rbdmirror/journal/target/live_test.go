@@ -228,15 +228,18 @@ func TestInTurn(t *testing.T) {
 				return b
 			}
 			want := read()
-			lists := func(tg *Target, n int) (out [][]*merge.Object, states func(k int)) {
+			lists := func(tg *Target, n int, plain bool) (out [][]*merge.Object, states func(k int)) {
 				var events []format.Event
 				for range n {
 					at := r.Uint64N(size - 9000)
+					if plain {
+						at &^= 4095 // in one object
+					}
 					var e format.Event = format.Write{Offset: at, Length: 4096, Data: rbdimage.Data(r.Uint64(), 4096)}
-					switch r.IntN(40) {
-					case 0:
+					switch k := r.IntN(40); {
+					case k == 0 && !plain:
 						e = format.Discard{Offset: at, Length: 9000}
-					case 1:
+					case k == 1:
 						e = format.Flush{}
 					}
 					b := merge.NewBuilder(tg.layout, size)
@@ -259,7 +262,7 @@ func TestInTurn(t *testing.T) {
 			lease := &fewTimes{}
 			tg, release := opened(t, s, m, lease)
 			lease.left.Store(1 << 40)
-			all, done := lists(tg, 300)
+			all, done := lists(tg, 300, false)
 			if n, err := tg.WriteInTurn(t.Context(), all); n != len(all) || err != nil {
 				t.Fatalf("%d of %d: %v", n, len(all), err)
 			}
@@ -272,8 +275,9 @@ func TestInTurn(t *testing.T) {
 				want = read()
 			}
 			// By now most objects need nothing but the write.
-			all, done = lists(tg, 4000)
-			lease.left.Store(60)
+			// They go out in one go, in which the lease has to be noticed.
+			all, done = lists(tg, 4000, true)
+			lease.left.Store(8)
 			n, err := tg.WriteInTurn(t.Context(), all)
 			if n == 0 || n == len(all) || !errors.Is(err, ErrLease) {
 				t.Errorf("the lease lapsed: %d of %d were carried out, %v", n, len(all), err)
